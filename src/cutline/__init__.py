@@ -1,0 +1,50 @@
+"""Cutline teaches a small, fast model to describe pictures, and runs it anywhere.
+
+    >>> import cutline
+    >>> captioner = cutline.load("bundle")
+    >>> captioner.caption("photo.jpg")[0].text
+
+Names are imported when they are first used, so `import cutline` costs nothing and never brings torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "cutline.predict",
+    "Captioner": "cutline.predict",
+    "Caption": "cutline.predict",
+    "Corpus": "cutline.data.corpus",
+    "Sample": "cutline.data.corpus",
+    "read_corpus": "cutline.data.readers",
+    "Config": "cutline.config",
+    "CutlineError": "cutline.errors",
+}
+__all__ = [
+    "Caption",
+    "Captioner",
+    "Config",
+    "Corpus",
+    "CutlineError",
+    "Sample",
+    "__version__",
+    "load",
+    "read_corpus",
+]
+
+if TYPE_CHECKING:
+    from cutline.config import Config
+    from cutline.data.corpus import Corpus, Sample
+    from cutline.data.readers import read_corpus
+    from cutline.errors import CutlineError
+    from cutline.predict import Caption, Captioner, load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cutline' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,5 @@
+import sys
+
+from cutline.cli import main
+
+sys.exit(main())

@@ -1,0 +1,59 @@
+"""The command line: `cutline VERB …`. One file a verb; a verb is imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS: dict[str, tuple[str, str]] = {
+    # verb: (module, what it does in a line)
+    "caption": ("cutline.cli.caption", "describe a picture, a folder, a glob, or a list on standard input"),
+    "train": ("cutline.cli.train", "teach a captioner from captioned pictures"),
+    "evaluate": ("cutline.cli.evaluate", "caption a split and score it"),
+    "score": ("cutline.cli.score", "score any system's captions against references"),
+    "export": ("cutline.cli.export", "turn a run into a bundle that needs no torch"),
+    "data": ("cutline.cli.data", "inspect captioned pictures, or draw scenes to learn from"),
+    "features": ("cutline.cli.features", "build, verify or show a store of picture features"),
+    "demo": ("cutline.cli.demo", "draw, train, caption and score, in minutes, from nothing"),
+    "doctor": ("cutline.cli.doctor", "show versions, devices, extras and limits"),
+    "completion": ("cutline.cli.completion", "print a completion script for bash, zsh or fish"),
+}
+
+
+def usage() -> str:
+    lines = ["Cutline teaches a small, fast model to describe pictures, and runs it anywhere.", ""]
+    lines += ["usage: cutline VERB …        cutline VERB --help shows what a verb takes", ""]
+    lines += [f"  {verb:<11} {line}" for verb, (_, line) in VERBS.items()]
+    return "\n".join([*lines, "", "  --version   show the version"])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    from cutline.errors import ConfigError, CutlineError, nearest
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        from cutline import __version__
+
+        print(f"cutline {__version__}")
+        return 0
+    verb, *rest = arguments
+    try:
+        if verb not in VERBS:
+            raise ConfigError(f"unknown verb '{verb}'{nearest(verb, VERBS)}", expected=", ".join(VERBS))
+        module = importlib.import_module(VERBS[verb][0])
+        return int(module.main(rest) or 0)
+    except CutlineError as error:
+        print(f"cutline {verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`); keep the interpreter from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141

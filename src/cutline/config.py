@@ -1,0 +1,263 @@
+"""Everything that a run is, as frozen dataclasses: written to the run folder, read back to repeat it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import types
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from cutline.errors import ConfigError, nearest, require
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    path: str = "scenes"
+    """A folder or file of captioned pictures, or "scenes" for the pictures that Cutline draws itself."""
+    format: str = "auto"
+    """How to read it: a reader's name (`cutline data formats`), or "auto" to look."""
+    languages: tuple[str, ...] = ()
+    """Caption languages to learn; empty means all that are there."""
+    val_share: float = 0.1
+    """Share of the pictures held back for validation where the data gives no split."""
+    test_share: float = 0.1
+    """Share of the pictures held back for testing where the data gives no split."""
+    split_seed: int = 0
+    """Seed of that division."""
+    skip_bad: bool = False
+    """Leave out what cannot be read and count it, rather than stop."""
+    limit: int = 0
+    """Use only this many training pictures (0: all)."""
+    scenes: int = 3000
+    """How many pictures to draw when `path` is "scenes"."""
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    size: int = 0
+    """Side of the square that the encoder sees, in pixels (0: the encoder's own)."""
+    fit: Literal["squash", "crop"] = "squash"
+    """Make a picture square by resizing both sides, or by the encoder's own centre crop."""
+    augment_crop: float = 1.0
+    """Random crops keep at least this share of the picture (1: no crops)."""
+    augment_flip: bool = False
+    """Mirror at random, exchanging left and right in the words where the language is known."""
+    augment_colour: float = 0.0
+    """Strength of random changes of brightness, contrast and colour (0: none)."""
+
+
+@dataclass(frozen=True)
+class WordsConfig:
+    kind: Literal["word", "bpe"] = "word"
+    """Whole words, or byte-pair pieces that can spell any word."""
+    min_count: int = 2
+    """Words seen less often than this become <unk> (kind "word")."""
+    max_size: int = 10_000
+    """Largest vocabulary, special tokens included."""
+    lowercase: bool = True
+    """Fold case before counting."""
+    max_length: int = 40
+    """Longest caption learned, in tokens; longer ones are cut."""
+    embeddings: str = ""
+    """Start from these vectors: a GloVe text file, or word2vec text or binary."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    name: str = "small"
+    """"small" (our own, learns from scratch), vgg16, resnet50, inception_v3, densenet121, mobilenetv2_100,
+    or any other timm model."""
+    weights: str = "auto"
+    """"auto" (none for "small", else the hub), "hub", "none" (random, said out loud), or a local file."""
+    train: str = "auto"
+    """Which part learns: "nothing", "all", a stage from which on it learns ("stage3"), or "auto"
+    ("all" for "small" and for random weights, else "nothing")."""
+    rate: float = 0.0
+    """The encoder's own learning rate (0: the run's)."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    kind: Literal["lstm", "gru", "transformer"] = "lstm"
+    attention: Literal["none", "bahdanau", "luong"] = "luong"
+    """How a recurrent decoder looks at the picture; a Transformer always looks, by dot product."""
+    hidden: int = 512
+    embed: int = 0
+    """Width of the word vectors (0: the same as hidden)."""
+    layers: int = 1
+    heads: int = 8
+    """Attention heads (Transformer only)."""
+    dropout: float = 0.3
+    tie: bool = True
+    """Share the word vectors between input and output."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    epochs: int = 12
+    batch: int = 64
+    """Pictures in a step."""
+    captions: int = 1
+    """Captions of a picture learned together in a step; they share one projection of its features."""
+    rate: float = 1e-3
+    weight_decay: float = 1e-4
+    schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
+    warmup: int = 100
+    """Steps over which the rate rises to its full value."""
+    step_epochs: int = 4
+    """Epochs between drops of the rate (schedule "step")."""
+    drop: float = 0.5
+    """Factor of a drop of the rate (schedules "step" and "plateau")."""
+    label_smoothing: float = 0.1
+    attention_weight: float = 0.0
+    """Weight of the penalty that makes a caption look at every region about equally often over its length."""
+    scheduled_sampling: float = 0.0
+    """Share of the given words replaced by the model's own guesses by the end of training."""
+    clip: float = 5.0
+    """Largest gradient norm (0: no clipping)."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before a step."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    checkpointing: bool = False
+    """Recompute instead of store: less memory, more time."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights that is scored and exported (0: none)."""
+    metric: Literal["cider", "bleu4"] = "cider"
+    """Score of freely decoded validation captions that picks the best weights."""
+    patience: int = 0
+    """Stop after this many validations without a better score (0: never)."""
+    validate_every: int = 1
+    """Epochs between validations."""
+    validate_limit: int = 1000
+    """Most validation pictures scored each time (0: all)."""
+    save_steps: int = 0
+    """Steps between checkpoints, beside the one at the end of each epoch (0: only those)."""
+    keep: int = 2
+    """Latest checkpoints kept, beside the best."""
+    workers: int = 0
+    """Processes that read pictures (0: the training process itself)."""
+    features: bool = True
+    """Learn from stored features when the encoder is frozen, rather than run it each time."""
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    method: Literal["beam", "greedy", "diverse", "sample"] = "beam"
+    beam: int = 3
+    """Beams kept; in diverse search, in all groups together."""
+    num: int = 1
+    """Captions returned for a picture."""
+    max_length: int = 30
+    """Most tokens in a caption."""
+    min_length: int = 1
+    """Fewest tokens before a caption may end."""
+    length_penalty: float = 0.7
+    """Exponent of the length that a score is divided by: 0 favours short captions, 1 the mean per token."""
+    no_repeat: int = 0
+    """Never write the same run of this many tokens twice (0: allowed)."""
+    groups: int = 3
+    """Groups of beams (diverse)."""
+    diversity: float = 0.5
+    """Penalty for a token that an earlier group chose at the same place (diverse)."""
+    temperature: float = 1.0
+    """Above 1 flatter, below 1 sharper (sample)."""
+    top_p: float = 0.9
+    """Draw from the fewest tokens that hold this much probability (sample)."""
+    seed: int = 0
+    """Seed of the draws (sample)."""
+
+
+@dataclass(frozen=True)
+class Config:
+    name: str = "captioner"
+    """Part of the run folder's name."""
+    seed: int = 0
+    output: str = "runs"
+    """Folder that holds the run folders."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    threads: int = 0
+    """CPU threads (0: all)."""
+    data: DataConfig = field(default_factory=DataConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    words: WordsConfig = field(default_factory=WordsConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain tables and lists, for TOML and JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
+    """`base` with the given values in place of its own; unknown keys and wrong kinds are refused."""
+    config = _merge(base or Config(), tables, "")
+    assert isinstance(config, Config)
+    return config
+
+
+def load(path: Path, base: Config | None = None) -> Config:
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"no config file {path}", fix="cutline train --print-config > config.toml") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    try:
+        return from_dict(tables, base)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.what}", expected=error.expected, fix=error.fix) from None
+
+
+def to_toml(config: Config) -> str:
+    return str(require("tomli_w", "train", "writing a config file").dumps(to_dict(config)))
+
+
+def _merge(base: Any, table: dict[str, Any], where: str) -> Any:
+    types_of = get_type_hints(type(base))
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{where}{key}"
+        if key not in types_of:
+            raise ConfigError(f"unknown setting '{name}'{nearest(key, types_of)}", expected=", ".join(types_of))
+        old = getattr(base, key)
+        if dataclasses.is_dataclass(old):
+            if not isinstance(value, dict):
+                raise ConfigError(f"'{name}' is a table of settings", expected=f"[{name}]")
+            changes[key] = _merge(old, value, f"{name}.")
+        else:
+            changes[key] = _check(value, types_of[key], name)
+    return dataclasses.replace(base, **changes)
+
+
+def _check(value: Any, kind: Any, name: str) -> Any:
+    """`value` as `kind`: exactly, but for whole numbers given for a float and lists given for a tuple."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        if value in get_args(kind):
+            return value
+        choices = ", ".join(map(repr, get_args(kind)))
+        hint = nearest(value, map(str, get_args(kind))) if isinstance(value, str) else ""
+        raise ConfigError(f"'{name}' is {value!r}{hint}", expected=choices)
+    if origin is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_check(item, get_args(kind)[0], name) for item in value)
+    elif origin in (Union, types.UnionType):
+        return value
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is kind:
+        return value
+    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    raise ConfigError(f"'{name}' is {value!r}", expected=words.get(kind, "a list"))

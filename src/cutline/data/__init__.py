@@ -1,0 +1,1 @@
+"""Pictures, captions and words: from files to batches."""

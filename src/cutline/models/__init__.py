@@ -1,0 +1,1 @@
+"""Models in PyTorch: encoders, attention, decoders, captioners."""
