@@ -21,9 +21,7 @@ HERE = Path(__file__).parent
 def main() -> int:
     names = sorted(file.stem.removeprefix("bench_") for file in HERE.glob("bench_*.py"))
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(names)} (default: all)"
-    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which ones: {', '.join(names)} (default: all)")
     parser.add_argument("--json", type=Path, help="also write the rows to this file")
     given = parser.parse_args()
     if unknown := set(given.names) - set(names):

@@ -1,0 +1,63 @@
+"""Where and how a run computes: device, precision, threads and randomness."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from cutline.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Device:
+    torch: torch.device
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.torch} ({self.reason})"
+
+
+def choose_device(name: str) -> Device:
+    """The device of that name, or for "auto" the best there is, and why."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        if gpus:
+            return Device(torch.device("cuda", 0), f"{torch.cuda.get_device_name(0)}, the first of {gpus} GPUs")
+        why = "this torch build has no CUDA" if torch.version.cuda is None else "no CUDA GPU answers"
+        return Device(torch.device("cpu"), f"{why}; {torch.get_num_threads()} threads")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device '{name}'", expected="auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        raise ConfigError(f"device '{name}' is not there", expected=f"one of {gpus} CUDA GPUs", fix="--device auto")
+    return Device(device, "as asked")
+
+
+class Precision:
+    """How a step computes: plain fp32, or autocast, with loss scaling for fp16.
+
+    fp16 keeps its gradients above the smallest number it can hold by scaling the loss; bf16 has fp32's range
+    and needs none.
+    """
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        self.device = device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+
+    def autocast(self) -> AbstractContextManager[object]:
+        if self.dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.dtype)
+
+
+def reseed(seed: int, step: int) -> None:
+    """Make every random choice of this step a function of the run's seed and the step alone.
+
+    Dropout after a resume is then what it would have been without one, whatever was drawn in between.
+    """
+    torch.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63)

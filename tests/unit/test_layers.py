@@ -1,0 +1,71 @@
+"""Dependencies point one way, and the runtime never brings torch."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import cutline
+
+PACKAGE = Path(cutline.__file__).parent
+LAYERS = [
+    {"config", "errors", "console", ""},
+    {"data"},
+    {"search"},
+    {"evaluation"},
+    {"models"},
+    {"features"},
+    {"predict", "writers"},
+    {"export"},
+    {"engine", "presets"},
+    {"cli", "report", "__main__"},
+]
+TORCH_FREE = ["config.py", "errors.py", "console.py", "data", "search.py", "evaluation", "predict.py", "writers.py",
+              "cli/caption.py", "cli/score.py", "cli/data.py", "cli/doctor.py", "cli/completion.py", "cli/__init__.py"]  # fmt: skip
+HEAVY = {"torch", "torchvision", "timm", "safetensors"}
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def layer(name: str) -> int:
+    return next(height for height, names in enumerate(LAYERS) if name in names)
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file imports, at any depth of its code, in full."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import hides its layer"
+            found.add(node.module or "")
+            if node.module == "cutline":
+                found |= {f"cutline.{alias.name}" for alias in node.names if alias.name != "__version__"}
+    return found
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    if path == PACKAGE / "__init__.py":
+        return  # the public names, imported when they are used
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imports(path):
+        if name.startswith("cutline."):
+            other = name.split(".")[1]
+            assert layer(other) <= layer(own), f"{own} imports {other}, which stands above it"
+
+
+@pytest.mark.parametrize("place", TORCH_FREE)
+def test_the_runtime_names_no_torch(place: str) -> None:
+    path = PACKAGE / place
+    files = sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    assert files
+    for file in files:
+        heavy = {name.split(".")[0] for name in imports(file)} & HEAVY
+        assert not heavy, f"{file.relative_to(PACKAGE)} imports {', '.join(heavy)}"
+        above = {name for name in imports(file) if name.startswith("cutline.")}
+        lower = layer("predict") if not file.is_relative_to(PACKAGE / "cli") else layer("cli")
+        assert all(layer(name.split(".")[1]) <= lower for name in above)
