@@ -1,0 +1,160 @@
+"""Scores of captions against references: BLEU, ROUGE-L, CIDEr-D and what stands beside them.
+
+    >>> scores = score({"1.jpg": "a dog runs"}, {"1.jpg": ["a dog is running", "the dog runs"]})
+    >>> print(scores.signature)
+
+All scores are on a scale of 0 to 100 (CIDEr-D may pass 100: a perfect match of a rare caption is worth 1000).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cutline import __version__
+from cutline.errors import DataError
+from cutline.evaluation import ngrams
+from cutline.evaluation.tokens import tokenize
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """How varied the captions are, whatever their scores."""
+
+    distinct: float
+    """Share of captions that differ from all others (each repeated caption counts once), 0 to 1."""
+    novel: float | None
+    """Share of captions that are not among the training captions, 0 to 1; None where those are not given."""
+    mean_length: float
+    """Words in a caption."""
+    vocabulary: int
+    """Different words used in all captions."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One system's scores on one set of references, 0 to 100."""
+
+    bleu: tuple[float, float, float, float]
+    """BLEU-1 to BLEU-4."""
+    rouge_l: float
+    cider: float
+    """CIDEr-D."""
+    diversity: Diversity
+    count: int
+    """Pictures scored."""
+    signature: str
+    """How these figures came about, to print beside them."""
+    ids: tuple[str, ...] = field(repr=False)
+    per_picture: Mapping[str, ngrams.Floats] = field(repr=False, compare=False)
+    """`bleu` (pictures, 4), `rouge_l` (pictures,) and `cider` (pictures,), in the order of `ids`."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, without those of each picture."""
+        values: dict[str, Any] = {f"bleu_{n}": value for n, value in enumerate(self.bleu, 1)}
+        values |= {"rouge_l": self.rouge_l, "cider": self.cider}
+        values |= vars(self.diversity)
+        return {**values, "count": self.count, "signature": self.signature}
+
+    def pictures(self) -> dict[str, dict[str, float]]:
+        """The scores of each picture by itself (CIDEr-D weighs words as the whole set does)."""
+        columns = {f"bleu_{n}": self.per_picture["bleu"][:, n - 1] for n in range(1, ngrams.ORDERS + 1)}
+        columns |= {name: self.per_picture[name] for name in ("rouge_l", "cider")}
+        rows = zip(*(column.tolist() for column in columns.values()))
+        return {id: dict(zip(columns, row)) for id, row in zip(self.ids, rows)}
+
+
+def score(
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    *,
+    pretokenized: bool = False,
+    training: Collection[str] | None = None,
+    common: bool = False,
+) -> Scores:
+    """Score one caption for each picture against that picture's references.
+
+    `pretokenized` takes captions as words between spaces, as they are. `training` are the captions that the system
+    learned from, for the share of novel ones. Pictures must be the same on both sides, unless `common` asks for
+    those that are.
+    """
+    ids = _pictures(predictions, references, common)
+    words = str.split if pretokenized else tokenize
+    candidates = [words(predictions[id]) for id in ids]
+    captions = ngrams.Captions.of(candidates, [[words(text) for text in references[id]] for id in ids])
+    bleu, bleu_each = ngrams.bleu(captions)
+    rouge, rouge_each = ngrams.rouge_l(captions)
+    cider, cider_each = ngrams.cider(captions)
+    known = None if training is None else {" ".join(words(text)) for text in training}
+    one, two, three, four = (100 * bleu).tolist()
+    return Scores(
+        bleu=(one, two, three, four),
+        rouge_l=100 * rouge,
+        cider=100 * cider,
+        diversity=_diversity(candidates, known),
+        count=len(ids),
+        signature=_signature(ids, predictions, references, pretokenized),
+        ids=tuple(ids),
+        per_picture={"bleu": 100 * bleu_each, "rouge_l": 100 * rouge_each, "cider": 100 * cider_each},
+    )
+
+
+def _pictures(predictions: Mapping[str, str], references: Mapping[str, Sequence[str]], common: bool) -> list[str]:
+    """Ids to score, in the references' order, or an error that names what does not fit."""
+    uncaptioned = [id for id in references if id not in predictions]
+    unknown = [id for id in predictions if id not in references]
+    if (uncaptioned or unknown) and not common:
+        what = []
+        if uncaptioned:
+            what.append(f"{_some(uncaptioned)} of {len(references)} with references have no prediction")
+        if unknown:
+            what.append(f"{_some(unknown)} of {len(predictions)} with a prediction have no references")
+        raise DataError(
+            "predictions and references are not of the same pictures: " + "; ".join(what),
+            expected="one prediction for each picture with references, and no others",
+            fix="name pictures alike on both sides, or score only the common ones (--common, or common=True)",
+        )
+    ids = [id for id in references if id in predictions]
+    if not ids:
+        raise DataError("there is nothing to score: no picture has both a prediction and references")
+    if bare := [id for id in ids if not references[id]]:
+        raise DataError(f"{_some(bare)} have an empty list of references", expected="at least one reference each")
+    return ids
+
+
+def _some(ids: Sequence[str], shown: int = 5) -> str:
+    names = ", ".join(f"'{id}'" for id in ids[:shown])
+    return f"{len(ids)} pictures ({names}{', …' if len(ids) > shown else ''})"
+
+
+def _diversity(candidates: Sequence[Sequence[str]], training: Collection[str] | None) -> Diversity:
+    texts = [" ".join(words) for words in candidates]
+    return Diversity(
+        distinct=len(set(texts)) / len(texts),
+        novel=None if training is None else sum(text not in training for text in texts) / len(texts),
+        mean_length=float(np.mean([len(words) for words in candidates])),
+        vocabulary=len({word for words in candidates for word in words}),
+    )
+
+
+def _signature(
+    ids: Sequence[str],
+    predictions: Mapping[str, str],
+    references: Mapping[str, Sequence[str]],
+    pretokenized: bool,
+) -> str:
+    numbers = [len(references[id]) for id in ids]
+    mean = sum(numbers) / len(numbers)
+    parts = [
+        f"cutline {__version__}",
+        f"tok:{'none' if pretokenized else 'ptb-like'}",
+        f"refs:{mean:.3g} ({min(numbers)}-{max(numbers)})",
+        f"pictures:{len(ids)}",
+        "scale:0-100",
+    ]
+    if len(ids) < max(len(predictions), len(references)):
+        parts.append(f"common:{len(ids)} of {len(predictions)} predicted, {len(references)} referenced")
+    return " | ".join(parts)
