@@ -1,0 +1,125 @@
+"""`cutline doctor`: what is installed, what the machine has, and what that means for Cutline."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cutline import __version__
+from cutline.cli.arguments import parse
+
+EXTRAS = {
+    "": ("numpy", "pillow", "onnxruntime", "rich", "tyro"),
+    "train": ("torch", "torchvision", "timm", "safetensors", "tokenizers", "onnx", "onnxscript", "xxhash"),
+    "openvino": ("openvino",),
+    "tensorboard": ("tensorboard",),
+}
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Show versions, devices, extras and limits: what to send along with a question."""
+
+    json: bool = False
+    """Print one JSON object."""
+
+
+def main(arguments: list[str]) -> int:
+    given = parse(Doctor, arguments, verb="doctor")
+    facts = examine()
+    if given.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            for part, version in value.items():
+                table.add_row(f"  {part}" if name else part, str(version or "not installed"))
+        else:
+            table.add_row(name, str(value))
+    Console().print(table)
+    return 0
+
+
+def examine() -> dict[str, Any]:
+    memory, limit = memory_bytes()
+    facts: dict[str, Any] = {
+        "cutline": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
+        "processor": f"{processor()}; {len(os.sched_getaffinity(0))} cores for us",
+        "number formats": ", ".join(number_formats()) or "plain",
+        "memory": f"{memory / 1e9:.1f} GB" + (f", limited to {limit / 1e9:.1f} GB" if limit else ""),
+        "disk here": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free",
+        "open files": open_files(),
+        "GPU": gpus(),
+    }
+    for extra, packages in EXTRAS.items():
+        facts[f"extra '{extra}'" if extra else "core"] = {name: version(name) for name in packages}
+    missing = [
+        f"pip install 'cutline[{extra}]'" for extra in EXTRAS if extra and not all(facts[f"extra '{extra}'"].values())
+    ]
+    facts["to add"] = "; ".join(missing) or "nothing: every extra is there"
+    return facts
+
+
+def version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def number_formats() -> list[str]:
+    """The fast formats that the processor has units for."""
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    known = {"amx_bf16": "bf16 (AMX)", "avx512_bf16": "bf16 (AVX-512)", "avx512_vnni": "int8 (AVX-512)", "avx2": "AVX2"}
+    return [name for flag, name in known.items() if flag in flags]
+
+
+def memory_bytes() -> tuple[int, int]:
+    """All of the machine's, and the limit that a container puts on us (0: none)."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    text = limit.read_text().strip() if limit.exists() else "max"
+    return whole, 0 if text == "max" or int(text) >= whole else int(text)
+
+
+def open_files() -> str:
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return f"{soft}, at most {hard}"
+
+
+def gpus() -> str:
+    """Asked of the driver, so that it needs no torch."""
+    import subprocess
+
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return "none found (no nvidia-smi)"
+    query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    return "; ".join(done.stdout.strip().splitlines()) if done.returncode == 0 else "nvidia-smi finds none"

@@ -1,0 +1,232 @@
+"""A run on disk and in memory: from a configuration to a trainer, and from a run folder back to its captioner."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from cutline import config as configuration
+from cutline.config import Config
+from cutline.console import say
+from cutline.data import mirror, scenes
+from cutline.data.corpus import Corpus, Sample
+from cutline.data.readers import read_corpus
+from cutline.data.vectors import load_vectors
+from cutline.data.words import Words
+from cutline.engine import checkpoint
+from cutline.engine.batches import Batches, Captions, FeatureSource, PictureSource, Source
+from cutline.engine.loop import Trainer
+from cutline.engine.runtime import Device, choose_device
+from cutline.engine.task import CaptioningTask
+from cutline.errors import ConfigError, DataError, ModelError
+from cutline.features import open_or_build
+from cutline.models.captioner import Captioner, build_captioner
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs, before a run folder is there."""
+
+    config: Config
+    corpus: Corpus
+    words: Words
+    model: Captioner
+    task: CaptioningTask
+    batches: Batches
+    device: Device
+
+
+def read(config: Config, *, quiet: bool = False) -> Corpus:
+    """The corpus that the configuration names, limited to what it wants of it."""
+    data = config.data
+    path = Path(data.path)
+    if data.path == "scenes":
+        languages = data.languages or scenes.LANGUAGES
+        name = f"scenes-{data.scenes}-{'-'.join(languages)}-{config.pictures.size or scenes.SIZE}"
+        path = cache_folder() / f"{name}-seed{data.split_seed}"
+        if not path.exists():
+            say(f"drawing {data.scenes} scenes into {path}", quiet=quiet)
+        scenes.draw(
+            path, count=data.scenes, languages=languages, size=config.pictures.size or scenes.SIZE, seed=data.split_seed
+        )
+    corpus = read_corpus(
+        path,
+        data.format,
+        languages=data.languages,
+        val_share=data.val_share,
+        test_share=data.test_share,
+        seed=data.split_seed,
+        skip_bad=data.skip_bad,
+    )
+    if corpus.problems:
+        say(f"{len(corpus.problems)} entries were left out (cutline data inspect lists them)", quiet=quiet)
+    if not data.limit:
+        return corpus
+    chosen = {id(sample) for sample in corpus.split("train")[: data.limit]}
+    return replace(corpus, samples=tuple(s for s in corpus.samples if s.split != "train" or id(s) in chosen))
+
+
+def cache_folder() -> Path:
+    base = (
+        os.environ.get("CUTLINE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutline"
+    )
+    return Path(base)
+
+
+def prepare(config: Config, *, words: Words | None = None, quiet: bool = False) -> Prepared:
+    """Read the data, build the model, and bring the two together."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    say(f"device: {device}", quiet=quiet)
+    corpus = read(config, quiet=quiet)
+    languages = config.data.languages or corpus.languages
+    learn = [s for s in corpus.split("train") if any(s.captions.get(lang) for lang in languages)]
+    judge = [s for s in corpus.split("val") if any(s.captions.get(lang) for lang in languages)]
+    if config.training.validate_limit:
+        judge = judge[: config.training.validate_limit]
+    if not learn or not judge:
+        raise DataError(
+            f"{corpus.source} has {len(learn)} captioned pictures to learn from and {len(judge)} to validate on",
+            expected="at least one of each",
+            fix="cutline data inspect shows what is there; --val-share divides data that has no splits",
+        )
+    if words is None:
+        texts = {lang: [text for s in learn for text in s.captions.get(lang, ())] for lang in languages}
+        words = Words.learn(texts, config.words)
+    say(
+        f"data: {corpus.source}: {len(learn)} pictures to learn from, {len(judge)} to validate on, "
+        f"{', '.join(languages)}, {len(words.pieces)} words",
+        quiet=quiet,
+    )
+    if config.pictures.augment_flip and (unknown := [lang for lang in languages if not mirror.can_mirror(lang)]):
+        say(
+            f"pictures with captions in {', '.join(unknown)} are not mirrored: left and right are not known",
+            quiet=quiet,
+        )
+    torch.manual_seed(config.seed)
+    model = build_captioner(config, len(words.pieces))
+    if config.words.embeddings:
+        matrix, known, coverage = load_vectors(Path(config.words.embeddings), words.pieces)
+        model.decoder.load_vectors(matrix, known)
+        say(f"embeddings: {coverage}", quiet=quiet)
+    say(_describe(model), quiet=quiet)
+    model = model.to(device.torch)
+    learn_from, judge_from = _sources(config, model, learn, judge, quiet)
+    captions = Captions(
+        learn, words, languages, longest=config.words.max_length, mirror_too=config.pictures.augment_flip
+    )
+    training = config.training
+    batches = Batches(
+        learn_from, captions, config.pictures, seed=config.seed, batch=training.batch, rows=training.captions
+    )
+    task = CaptioningTask(config, model, words, judge, judge_from)
+    return Prepared(config, corpus, words, model, task, batches, device)
+
+
+def _describe(model: Captioner) -> str:
+    total = sum(p.numel() for p in model.parameters())
+    learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return f"model: {total / 1e6:.1f} M parameters, {learned / 1e6:.1f} M of them learn"
+
+
+def _sources(
+    config: Config, model: Captioner, learn: Sequence[Sample], judge: Sequence[Sample], quiet: bool
+) -> tuple[Source, Source]:
+    """Stored features when the encoder stays as it is, else pictures."""
+    pictures = config.pictures
+    augmented = pictures.augment_flip or pictures.augment_crop < 1 or pictures.augment_colour > 0
+    frozen = not any(p.requires_grad for p in model.encoder.parameters())
+    if frozen and config.training.features and not augmented:
+        store = open_or_build([*learn, *judge], model.encoder, config, quiet=quiet)
+        return FeatureSource(store, learn), FeatureSource(store, judge)
+    transform = model.encoder.transform
+    return PictureSource(learn, transform, pictures), PictureSource(judge, transform, pictures)
+
+
+def fingerprint(corpus: Corpus) -> str:
+    """A hash of which pictures and captions there are, in order: what a resumed run must find again."""
+    digest = hashlib.sha256()
+    for sample in corpus.samples:
+        digest.update(repr((sample.id, sample.split, sorted(sample.captions.items()))).encode())
+    return digest.hexdigest()[:32]
+
+
+def create(prepared: Prepared) -> Path:
+    """A new run folder, never one that is there, with all that does not change during the run."""
+    config = prepared.config
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    base = Path(config.output) / f"{stamp}-{re.sub(r'[^A-Za-z0-9._-]+', '-', config.name)}"
+    path = base
+    for attempt in range(2, 1000):
+        try:
+            path.mkdir(parents=True)
+            break
+        except FileExistsError:
+            path = base.with_name(f"{base.name}-{attempt}")
+    (path / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
+    (path / "data.txt").write_text(f"{fingerprint(prepared.corpus)}\n{prepared.corpus.source}\n", encoding="utf-8")
+    prepared.words.save(path / "words.json")
+    if not any(p.requires_grad for p in prepared.model.encoder.parameters()):
+        # What never changes is not in the checkpoints; kept here, the run needs no other file.
+        weights = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
+        safetensors.torch.save_file(weights, path / "encoder.safetensors")
+    return path
+
+
+def trainer(prepared: Prepared, run: Path) -> Trainer:
+    config = prepared.config
+    return Trainer(prepared.task, prepared.batches, run, config.training, config.seed, prepared.device.torch)
+
+
+def resume(run: Path, *, quiet: bool = False) -> Trainer:
+    """A run as its newest valid checkpoint left it."""
+    config = configuration.load(_file(run, "config.toml"))
+    prepared = prepare(config, words=Words.load(_file(run, "words.json")), quiet=quiet)
+    before = _file(run, "data.txt").read_text(encoding="utf-8").splitlines()
+    if before[0] != fingerprint(prepared.corpus):
+        raise DataError(
+            f"the pictures or captions are not those that {run} learned from",
+            expected=before[1],
+            fix="put the data back as it was, or start a new run",
+        )
+    found = trainer(prepared, run)
+    saved = checkpoint.latest(run / "checkpoints")
+    found.restore(saved)
+    say(f"resuming {run} at step {saved.step}", quiet=quiet)
+    return found
+
+
+def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Words, Config]:
+    """The captioner of a run with its best weights (or those of `step`), on the CPU, ready to caption."""
+    config = configuration.load(_file(run, "config.toml"))
+    words = Words.load(_file(run, "words.json"))
+    newest = checkpoint.latest(run / "checkpoints")
+    wanted = newest.state["progress"]["best_step"] if step is None else step
+    chosen = next((c for c in checkpoint.verified(run / "checkpoints") if c.step == wanted), None)
+    if chosen is None and (step is not None or wanted >= 0):
+        raise ModelError(f"{run} has no valid checkpoint of step {wanted}", fix=f"use step {newest.step}")
+    chosen = chosen or newest
+    model = build_captioner(config, len(words.pieces), weights=False)
+    stored = run / "encoder.safetensors"
+    if stored.exists():
+        model.encoder.load_state_dict(safetensors.torch.load_file(stored))
+    state = chosen.tensors("model")
+    if chosen.has("average"):
+        state |= chosen.tensors("average")
+    model.load_learned_state(state)
+    return model.eval(), words, config
+
+
+def _file(run: Path, name: str) -> Path:
+    if not (run / name).is_file():
+        raise ConfigError(f"{run} is not a run folder: it has no {name}", expected="a folder that cutline train made")
+    return run / name

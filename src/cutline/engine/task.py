@@ -1,0 +1,99 @@
+"""What captioning means to the loop: how a batch becomes a loss, and how good the captions are by now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cutline.config import Config, SearchConfig
+from cutline.data.corpus import Sample
+from cutline.data.words import Words
+from cutline.engine.batches import Batch, Source, move
+from cutline.evaluation.text import Scores, score
+from cutline.models.captioner import Captioner, TorchStep
+from cutline.search import Hypothesis, search
+
+PAD = 0
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Freely decoded captions and what they score, by language."""
+
+    scores: Mapping[str, Scores]
+    captions: Mapping[str, Mapping[str, str]]
+
+    def metric(self, name: str) -> float:
+        """The score that picks the best weights: the mean over the languages."""
+        values = [s.cider if name == "cider" else s.bleu[3] for s in self.scores.values()]
+        return float(np.mean(values))
+
+    def to_dict(self) -> dict[str, float]:
+        flat = {}
+        for lang, scores in self.scores.items():
+            for key, value in scores.to_dict().items():
+                if isinstance(value, int | float):
+                    flat[f"{lang}_{key}"] = round(value, 4)
+        return flat
+
+
+class CaptioningTask:
+    """Holds the model and the meaning of its batches; knows nothing of steps, schedules or files."""
+
+    def __init__(
+        self, config: Config, model: Captioner, words: Words, samples: Sequence[Sample], source: Source
+    ) -> None:
+        self.config, self.model, self.words = config, model, words
+        self.samples, self.source = samples, source
+        """The validation pictures and where they come from."""
+
+    def loss(self, batch: Batch, share: float, tokens: int, sampling: float) -> tuple[Tensor, float]:
+        """The part of a step's loss that this batch stands for, and its summed cross-entropy in nats.
+
+        A step may be made of several batches: `share` is this one's part of the step's pictures and `tokens` the
+        number of words in all of them, so that the gradients add up to those of one large batch.
+        """
+        training = self.config.training
+        losses = self.model.losses(
+            batch.inputs,
+            batch.tokens,
+            smoothing=training.label_smoothing,
+            attention_weight=training.attention_weight,
+            sampling=sampling,
+        )
+        own = int((batch.tokens[..., 1:] != PAD).sum())
+        loss = losses.words * (own / tokens) + training.attention_weight * share * losses.attention
+        return loss, float(losses.words.detach()) * own
+
+    def validate(self, batch: int, device: torch.device, advance: Callable[..., None]) -> Validation:
+        """Caption the validation pictures freely, once in each language, and score what comes out."""
+        scores, captions = {}, {}
+        for lang in self.words.languages:
+            there = [index for index, sample in enumerate(self.samples) if sample.captions.get(lang)]
+            if not there:
+                continue
+            found: dict[str, str] = {}
+            for indices, hypotheses in self.decode(there, lang, self.config.search, batch, device):
+                for index, best in zip(indices, hypotheses, strict=True):
+                    found[self.samples[index].id] = self.words.decode(best[0].tokens)
+                advance(len(indices))
+            references = {self.samples[i].id: self.samples[i].captions[lang] for i in there}
+            captions[lang] = found
+            scores[lang] = score(found, references)
+        return Validation(scores, captions)
+
+    def decode(
+        self, indices: Sequence[int], lang: str, settings: SearchConfig, batch: int, device: torch.device
+    ) -> Iterator[tuple[Sequence[int], list[list[Hypothesis]]]]:
+        """Captions of the pictures at `indices`, a batch at a time."""
+        self.model.eval()
+        step = TorchStep(self.model)
+        for start in range(0, len(indices), batch):
+            part = indices[start : start + batch]
+            inputs = move(self.source.load(np.asarray(part), None), device)
+            begin, end = self.words.begin(lang), self.words.end
+            yield part, search(step, inputs, begin, end, self.words.forbidden, settings)

@@ -1,0 +1,64 @@
+"""Whole configurations by name. Each opens with its command, how long it takes on two cores, and what to expect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from cutline.config import (
+    Config,
+    DataConfig,
+    DecoderConfig,
+    EncoderConfig,
+    PicturesConfig,
+    SearchConfig,
+    TrainingConfig,
+    WordsConfig,
+)
+
+
+def scenes() -> Config:
+    """`cutline train --preset scenes`: a captioner from scratch on pictures that Cutline draws itself."""
+    return Config(
+        name="scenes",
+        data=DataConfig(path="scenes", languages=("en",), scenes=3000),
+        words=WordsConfig(min_count=1),
+        encoder=EncoderConfig(name="small"),
+        decoder=DecoderConfig(kind="lstm", attention="luong", hidden=256, dropout=0.1),
+        training=TrainingConfig(
+            epochs=20, batch=32, captions=5, rate=2e-3, warmup=50, label_smoothing=0.05, validate_every=5,
+            validate_limit=150, clip=1.0,
+        ),
+        search=SearchConfig(max_length=24),
+    )  # fmt: skip
+
+
+def frozen() -> Config:
+    """`cutline train --preset frozen --data PICTURES --weights FILE`: your own pictures, an encoder that stays as it is.
+
+    The encoder runs once over every picture; after that an epoch costs seconds.
+    """
+    return Config(
+        name="frozen",
+        words=WordsConfig(min_count=5),
+        encoder=EncoderConfig(name="mobilenetv2_100", train="nothing"),
+        decoder=DecoderConfig(kind="lstm", attention="luong", hidden=512, dropout=0.5),
+        training=TrainingConfig(epochs=12, batch=32, captions=5, rate=6e-4, label_smoothing=0.1, patience=4),
+        search=SearchConfig(beam=3, max_length=24),
+    )
+
+
+def finetuned() -> Config:
+    """`cutline train --preset finetuned --data PICTURES`: the encoder learns too, from its last stages on; wants a GPU."""
+    base = frozen()
+    return Config(
+        name="finetuned",
+        pictures=PicturesConfig(augment_crop=0.7, augment_flip=True, augment_colour=0.2),
+        words=base.words,
+        encoder=EncoderConfig(name="mobilenetv2_100", train="all", rate=1e-4),
+        decoder=base.decoder,
+        training=base.training,
+        search=base.search,
+    )
+
+
+PRESETS: dict[str, Callable[[], Config]] = {"scenes": scenes, "frozen": frozen, "finetuned": finetuned}
