@@ -1,11 +1,10 @@
 """Checkpoints that are either whole or not there.
 
-A checkpoint is a folder `step-00001234`: tensors as safetensors, everything else as JSON, and a manifest of sizes and
-hashes. It is written to a temporary folder beside it, each file fsynced, the manifest last, then renamed and the parent
+A checkpoint is a folder `step-00001234`: tensors as safetensors, all else as JSON, and a manifest of sizes and hashes. It is written to a temporary folder beside it, each file fsynced, the manifest last, then renamed and the parent
 fsynced; only then are older ones removed. The latest is the highest step whose manifest verifies. Nothing is unpickled.
 
-Written by hand because the usual ways fail at this: with one bit flipped, `torch.load` and safetensors load wrong values
-without a word, and a process killed while it saves over one file leaves nothing to go back to.
+Written by hand because the usual ways fail at this: with one bit flipped, `torch.load` and safetensors load wrong
+values without a word, and a process killed while it saves over one file leaves nothing to go back to.
 """
 
 from __future__ import annotations
@@ -68,10 +67,12 @@ def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], s
     for name, data in files.items():
         _write_synced(temporary / name, data)
     _sync_folder(temporary)
+    replaced = temporary.with_suffix(".old.tmp")
     if target.exists():  # a run that went back and came here again: the new state is the true one
-        shutil.rmtree(target)
+        target.rename(replaced)
     temporary.rename(target)
     _sync_folder(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
     return Checkpoint(target, step)
 
 

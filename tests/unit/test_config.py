@@ -1,0 +1,57 @@
+"""Configurations: read, written, refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from cutline import config
+from cutline.config import Config
+from cutline.errors import ConfigError
+from cutline.presets import PRESETS
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_survives_being_written_and_read(name: str, tmp_path: Path) -> None:
+    preset = PRESETS[name]()
+    file = tmp_path / "config.toml"
+    file.write_text(config.to_toml(preset), encoding="utf-8")
+    assert config.load(file) == preset
+
+
+def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('seed = 7\n[decoder]\nkind = "gru"\n[data]\nlanguages = ["de", "fr"]\n[training]\nrate = 1\n')
+    read = config.load(file)
+    assert (read.seed, read.decoder.kind, read.data.languages) == (7, "gru", ("de", "fr"))
+    assert read.training.rate == 1.0
+    assert isinstance(read.training.rate, float)
+    assert read.encoder == Config().encoder
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("sead = 1", "unknown setting 'sead' (did you mean 'seed'?)"),
+        ("[training]\nepoch = 3", "unknown setting 'training.epoch' (did you mean 'epochs'?)"),
+        ("[training]\nepochs = 'three'", "'training.epochs' is 'three'"),
+        ("[training]\nepochs = true", "'training.epochs' is True"),
+        ("[training]\nepochs = 2.5", "'training.epochs' is 2.5"),
+        ("[decoder]\nkind = 'lsmt'", "'decoder.kind' is 'lsmt' (did you mean 'lstm'?)"),
+        ("decoder = 'lstm'", "'decoder' is a table of settings"),
+        ("[data]\nlanguages = 'de'", "'data.languages' is 'de'"),
+        ("[data]\nlanguages = [1]", "'data.languages' is 1"),
+        ("seed = = 1", "is not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(text: str, says: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        config.load(file)
+    assert says in str(caught.value)
+    assert str(file) in str(caught.value)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no config file"):
+        config.load(tmp_path / "none.toml")
