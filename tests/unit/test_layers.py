@@ -20,8 +20,10 @@ LAYERS = [
     {"engine", "presets"},
     {"cli", "report", "__main__"},
 ]
-TORCH_FREE = ["config.py", "errors.py", "console.py", "data", "search.py", "evaluation", "predict.py", "writers.py",
-              "cli/caption.py", "cli/score.py", "cli/data.py", "cli/doctor.py", "cli/completion.py", "cli/__init__.py"]  # fmt: skip
+TORCH_FREE = [
+    *("config.py", "errors.py", "console.py", "data", "search.py", "evaluation", "predict.py", "writers.py"),
+    *(f"cli/{verb}.py" for verb in ("__init__", "caption", "score", "data", "doctor", "completion")),
+]
 HEAVY = {"torch", "torchvision", "timm", "safetensors"}
 
 

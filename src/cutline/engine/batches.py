@@ -80,7 +80,8 @@ class PictureSource:
         if len(missing):
             self.cache[missing] = self._decode(missing)
             self.cached[missing] = True
-        return self.cache[indices]
+        chosen: np.ndarray = self.cache[indices]
+        return chosen
 
     def _decode(self, indices: np.ndarray) -> list[np.ndarray]:
         # Pillow lets other threads run while it decodes and resizes.

@@ -1,6 +1,7 @@
 """Checkpoints that are either whole or not there.
 
-A checkpoint is a folder `step-00001234`: tensors as safetensors, all else as JSON, and a manifest of sizes and hashes. It is written to a temporary folder beside it, each file fsynced, the manifest last, then renamed and the parent
+A checkpoint is a folder `step-00001234`: tensors as safetensors, all else as JSON, and a manifest of sizes and hashes.
+It is written to a temporary folder beside it, each file fsynced, the manifest last, then renamed and the parent
 fsynced; only then are older ones removed. The latest is the highest step whose manifest verifies. Nothing is unpickled.
 
 Written by hand because the usual ways fail at this: with one bit flipped, `torch.load` and safetensors load wrong

@@ -39,16 +39,16 @@ def dry_run(config: Config, *, quiet: bool = False) -> str:
     output = Path(config.output)
     there = next(path for path in [output.absolute(), *output.absolute().parents] if path.exists())
     free = shutil.disk_usage(there).free
+    learn, judge = len(prepared.batches.captions.rows), len(prepared.task.samples)
+    took = duration(steps * seconds + validations * checked)
     lines = [
-        f"data       {len(prepared.batches.captions.rows)} pictures to learn from, {len(prepared.task.samples)} to "
-        f"validate on",
+        f"data       {learn} pictures to learn from, {judge} to validate on",
         f"model      {_shapes(prepared)}",
         f"steps      {steps}: {config.training.epochs} epochs of {trainer.steps_per_epoch}, {words} words in a step",
         *notes,
         f"memory     {_memory(prepared.device.torch)}",
         f"disk       {disk / 1e9:.2f} GB at most in {output}, {free / 1e9:.1f} GB free",
-        f"time       {duration(steps * seconds + validations * checked)}: {seconds * 1e3:.0f} ms a step, "
-        f"{checked:.0f} s a validation",
+        f"time       {took}: {seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
     ]
     if disk > free:
         raise CutlineError(

@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -21,7 +21,7 @@ from cutline.engine import checkpoint
 from cutline.engine.average import Average
 from cutline.engine.batches import Batch, Batches
 from cutline.engine.checkpoint import Checkpoint
-from cutline.engine.events import Events
+from cutline.engine.events import Events, Sink
 from cutline.engine.runtime import Precision, reseed
 from cutline.engine.schedule import rate_factor
 from cutline.engine.task import CaptioningTask, Validation
@@ -139,36 +139,40 @@ class Trainer:
         self.at = Progress(**state["progress"])
 
 
-def train(trainer: Trainer, *sinks: object, quiet: bool = False) -> Progress:
+def train(trainer: Trainer, *sinks: Sink, quiet: bool = False) -> Progress:
     """Train to the end, or until told to stop; what was learned is saved either way."""
     config, at = trainer.config, trainer.at
-    events = Events(trainer.run / "events.jsonl", *sinks, keep_bytes=at.events)  # type: ignore[arg-type]
+    events = Events(trainer.run / "events.jsonl", *sinks, keep_bytes=at.events)
     total = trainer.steps_per_epoch * config.epochs
-    with contextlib.closing(events), _stop_requested() as stop:
-        bar = progress("training", total, "steps", done=at.step, quiet=quiet)
-        with bar as advance:
-            while at.epoch < config.epochs and not _finished(trainer):
-                for group in trainer.groups():
-                    started = time.perf_counter()
-                    figures = trainer.step(group)
-                    if not math.isfinite(figures["loss"]):
-                        raise ModelError(
-                            f"the loss is {figures['loss']} at step {at.step}",
-                            fix=f"a lower rate (--rate {config.rate / 3:.0e}), or another precision",
-                        )
-                    at.batch += len(group)
-                    events.write("step", at.step, **figures, seconds=round(time.perf_counter() - started, 4))
-                    advance(1, note=f"loss {figures['loss']:.3f}")
-                    if stop():
-                        saved = trainer.save(events)
-                        raise KeyboardInterrupt(f"saved {saved.path}")
-                    if config.save_steps and at.step % config.save_steps == 0:
-                        trainer.save(events)
-                at.epoch, at.batch = at.epoch + 1, 0
-                if at.epoch % config.validate_every == 0 or at.epoch == config.epochs:
-                    _validate(trainer, events, quiet)
-                trainer.save(events)
+    bar = progress("training", total, "steps", done=at.step, quiet=quiet)
+    with contextlib.closing(events), _stop_requested() as stop, bar as advance:
+        while at.epoch < config.epochs and not _finished(trainer):
+            for group in trainer.groups():
+                started = time.perf_counter()
+                figures = trainer.step(group)
+                at.batch += len(group)
+                events.write("step", at.step, **figures, seconds=round(time.perf_counter() - started, 4))
+                _check_finite(figures["loss"], trainer)
+                advance(1, note=f"loss {figures['loss']:.3f}")
+                if stop():
+                    saved = trainer.save(events)
+                    say(f"stopped at step {at.step}, saved as {saved.path}; go on with --resume {trainer.run}")
+                    raise KeyboardInterrupt
+                if config.save_steps and at.step % config.save_steps == 0:
+                    trainer.save(events)
+            at.epoch, at.batch = at.epoch + 1, 0
+            if at.epoch % config.validate_every == 0 or at.epoch == config.epochs:
+                _validate(trainer, events, quiet)
+            trainer.save(events)
     return at
+
+
+def _check_finite(loss: float, trainer: Trainer) -> None:
+    if not math.isfinite(loss):
+        raise ModelError(
+            f"the loss became {loss} at step {trainer.at.step}",
+            fix=f"a lower rate (--rate {trainer.config.rate / 3:.0e}), or another precision; then start anew",
+        )
 
 
 def _validate(trainer: Trainer, events: Events, quiet: bool) -> None:
@@ -190,7 +194,7 @@ def _finished(trainer: Trainer) -> bool:
 
 
 @contextlib.contextmanager
-def _stop_requested() -> Iterator[Iterable[bool]]:
+def _stop_requested() -> Iterator[Callable[[], bool]]:
     """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps."""
     asked = False
 
@@ -202,7 +206,7 @@ def _stop_requested() -> Iterator[Iterable[bool]]:
 
     kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked  # type: ignore[misc]
+        yield lambda: asked
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)

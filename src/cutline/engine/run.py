@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -16,9 +15,9 @@ import torch
 from cutline import config as configuration
 from cutline.config import Config
 from cutline.console import say
-from cutline.data import mirror, scenes
+from cutline.data import mirror
 from cutline.data.corpus import Corpus, Sample
-from cutline.data.readers import read_corpus
+from cutline.data.sources import read
 from cutline.data.vectors import load_vectors
 from cutline.data.words import Words
 from cutline.engine import checkpoint
@@ -42,43 +41,6 @@ class Prepared:
     task: CaptioningTask
     batches: Batches
     device: Device
-
-
-def read(config: Config, *, quiet: bool = False) -> Corpus:
-    """The corpus that the configuration names, limited to what it wants of it."""
-    data = config.data
-    path = Path(data.path)
-    if data.path == "scenes":
-        languages = data.languages or scenes.LANGUAGES
-        name = f"scenes-{data.scenes}-{'-'.join(languages)}-{config.pictures.size or scenes.SIZE}"
-        path = cache_folder() / f"{name}-seed{data.split_seed}"
-        if not path.exists():
-            say(f"drawing {data.scenes} scenes into {path}", quiet=quiet)
-        scenes.draw(
-            path, count=data.scenes, languages=languages, size=config.pictures.size or scenes.SIZE, seed=data.split_seed
-        )
-    corpus = read_corpus(
-        path,
-        data.format,
-        languages=data.languages,
-        val_share=data.val_share,
-        test_share=data.test_share,
-        seed=data.split_seed,
-        skip_bad=data.skip_bad,
-    )
-    if corpus.problems:
-        say(f"{len(corpus.problems)} entries were left out (cutline data inspect lists them)", quiet=quiet)
-    if not data.limit:
-        return corpus
-    chosen = {id(sample) for sample in corpus.split("train")[: data.limit]}
-    return replace(corpus, samples=tuple(s for s in corpus.samples if s.split != "train" or id(s) in chosen))
-
-
-def cache_folder() -> Path:
-    base = (
-        os.environ.get("CUTLINE_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutline"
-    )
-    return Path(base)
 
 
 def prepare(config: Config, *, words: Words | None = None, quiet: bool = False) -> Prepared:

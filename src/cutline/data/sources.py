@@ -1,0 +1,54 @@
+"""The corpus that a configuration names, and where Cutline keeps what it can make again."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from cutline.config import Config
+from cutline.console import say
+from cutline.data import scenes
+from cutline.data.corpus import Corpus
+from cutline.data.readers import read_corpus
+
+
+def cache_folder() -> Path:
+    """For drawn scenes and stored features: $CUTLINE_CACHE, else the user's cache folder."""
+    if named := os.environ.get("CUTLINE_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutline"
+
+
+def read(config: Config, *, quiet: bool = False) -> Corpus:
+    """Its pictures and captions, drawn first if they are scenes, limited to what it wants of them."""
+    data = config.data
+    path = Path(data.path)
+    if data.path == "scenes":
+        path = _draw(config, quiet)
+    corpus = read_corpus(
+        path,
+        data.format,
+        languages=data.languages,
+        val_share=data.val_share,
+        test_share=data.test_share,
+        seed=data.split_seed,
+        skip_bad=data.skip_bad,
+    )
+    if corpus.problems:
+        say(f"{len(corpus.problems)} entries were left out (cutline data inspect lists them)", quiet=quiet)
+    if not data.limit:
+        return corpus
+    chosen = {sample.id for sample in corpus.split("train")[: data.limit]}
+    return replace(corpus, samples=tuple(s for s in corpus.samples if s.split != "train" or s.id in chosen))
+
+
+def _draw(config: Config, quiet: bool) -> Path:
+    """A folder of its own for each way to draw scenes, so that nothing is drawn twice or over another."""
+    languages = config.data.languages or scenes.LANGUAGES
+    size = config.pictures.size or 96
+    name = f"scenes-{config.data.scenes}-{'-'.join(languages)}-{size}-seed{config.data.split_seed}"
+    path = cache_folder() / name
+    if not path.exists():
+        say(f"drawing {config.data.scenes} scenes into {path}", quiet=quiet)
+    return scenes.draw(path, count=config.data.scenes, languages=languages, size=size, seed=config.data.split_seed)
