@@ -1,0 +1,305 @@
+"""A corpus in the making: what readers fill in, row by row, while everything wrong is collected."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import posixpath
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
+from cutline.errors import DataError
+
+UNKNOWN_LANGUAGE = "und"
+_SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "restval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_LISTED = 20
+
+
+@dataclass(slots=True)
+class Entry:
+    """A picture and what has been read about it so far."""
+
+    name: str
+    """As its source calls it, with `/`: the id, unless the source gives another."""
+    image: Path
+    file: Path
+    line: int | None
+    """Where it was first named."""
+    id: str = ""
+    captions: dict[str, list[str]] = field(default_factory=dict)
+    label: str | None = None
+    split: str | None = None
+    described: bool = False
+    """A caption was given, even one that is of no use or in another language than those asked for."""
+
+
+class Draft:
+    """Gathers entries and problems; `finish` makes the corpus of them, or one error of all the problems."""
+
+    def __init__(self, root: Path, languages: Sequence[str] = (), pictures: bool = True) -> None:
+        self.root = root
+        self.languages = tuple(languages)
+        self.pictures = pictures
+        """Whether every picture must be there."""
+        self.entries: dict[str, Entry] = {}
+        self.problems: list[Problem] = []
+        self.notes: list[str] = []
+        """What a person should know of how it was read, though nothing is wrong."""
+        self._languages_seen: dict[str, None] = {}
+        self._read_all = True
+        self._named: dict[tuple[str, str], Entry | None] = {}
+        self._listings: dict[str, dict[str, str]] = {}
+        self._subfolders: list[str] | None = None
+
+    def problem(self, file: Path, line: int | None, message: str) -> None:
+        """Note something wrong. What stands before the colon is its kind, by which problems are counted."""
+        self.problems.append(Problem(file, line, message))
+
+    # Pictures -------------------------------------------------------------------------------------------------
+
+    def picture(self, name: str, file: Path, line: int | None) -> Entry | None:
+        """The entry of the picture that `file` names; None where there is no such picture (noted once)."""
+        key = (name, str(file.parent))
+        if key not in self._named:
+            self._named[key] = self._new(name, file, line)
+        return self._named[key]
+
+    def _new(self, name: str, file: Path, line: int | None) -> Entry | None:
+        inside = self._inside(name, file)
+        if not inside:
+            message = f"outside the folder: '{name}' (pictures must lie in {self.root}; a link there will do)"
+            self.problem(file, line, message if name.strip() else "no picture named: the field is empty")
+            return None
+        found = self._find(inside, file.parent) if self.pictures else [inside]
+        if len(found) != 1:
+            places = " and ".join(found[:3])
+            message = f"ambiguous picture: {places}" if found else "no such picture"
+            self.problem(file, line, f"{message}: {name}")
+            return None
+        return self.found(found[0], file, line, self._below(inside, file.parent))
+
+    def has(self, name: str, file: Path) -> bool:
+        """Whether there is a picture of that name, which need not be."""
+        inside = self._inside(name, file)
+        return bool(inside and (not self.pictures or self._find(inside, file.parent)))
+
+    def found(self, path: str, file: Path, line: int | None, name: str = "") -> Entry:
+        """The entry of a picture that is known to be there, by its path below the root."""
+        if path not in self.entries:
+            self.entries[path] = Entry(name or path, self.root / path, file, line)
+        return self.entries[path]
+
+    def _inside(self, name: str, file: Path) -> str:
+        """`name`, as written in `file`, as a path below the root; empty if it leads elsewhere."""
+        name = name.strip().replace("\\", "/")
+        if not name:
+            return ""
+        root = self.root.absolute().as_posix()
+        if name.startswith("/") or re.match(r"[A-Za-z]:", name):
+            path = posixpath.normpath(name)
+        else:
+            path = posixpath.normpath(posixpath.join(file.parent.absolute().as_posix(), name))
+        return path.removeprefix(f"{root.rstrip('/')}/") if path.startswith(f"{root.rstrip('/')}/") else ""
+
+    def _find(self, name: str, beside: Path) -> list[str]:
+        """Where the picture is: at `name`, or else at `name` in one of the root's folders ("Images", "val2017")."""
+        if exact := self._listed(name):
+            return [exact]
+        if self._subfolders is None:
+            with os.scandir(self.root) as entries:
+                self._subfolders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+        # A table in a folder of its own ("annotations") names pictures that lie in folders beside that.
+        name = self._below(name, beside)
+        hits = [self._listed(f"{folder}/{name}") for folder in self._subfolders] + [self._listed(name)]
+        return [hit for hit in hits if hit]
+
+    def _below(self, name: str, folder: Path) -> str:
+        """`name`, a path below the root, as seen from `folder` where it lies below that too."""
+        home = folder.absolute().as_posix().removeprefix(self.root.absolute().as_posix()).strip("/")
+        return name.removeprefix(f"{home}/")
+
+    def _listed(self, name: str) -> str:
+        """`name` as the folder spells it: exactly, or but for case and Unicode form; empty if it is not there."""
+        folder, _, base = name.rpartition("/")
+        if folder not in self._listings:
+            self._listings[folder] = _listing(self.root / folder)
+        real = self._listings[folder].get(base) or self._listings[folder].get(_folded(base), "")
+        return posixpath.join(folder, real) if real else ""
+
+    # What is known about a picture ------------------------------------------------------------------------------
+
+    def caption(self, entry: Entry, text: str, lang: str, file: Path, line: int | None) -> None:
+        """Add a caption; `lang` is empty where the source does not say."""
+        entry.described = True
+        text = " ".join(text.split())
+        if not text:
+            self.problem(file, line, f"empty caption: {entry.name}")
+            return
+        self._languages_seen[lang] = None
+        if not self.languages or lang in self.languages:
+            entry.captions.setdefault(lang, []).append(text)
+
+    def pass_over(self, lang: str) -> None:
+        """Remember that there are captions in a language that nobody asked for, and that they were not read."""
+        self._languages_seen[lang] = None
+        self._read_all = False
+
+    def language(self, stated: str, otherwise: str = UNKNOWN_LANGUAGE) -> str:
+        """The code of a language; where none is stated, the only one asked for, or else `otherwise`."""
+        return stated.strip().lower() or (self.languages[0] if len(self.languages) == 1 else otherwise)
+
+    def split(self, entry: Entry, stated: str, file: Path, line: int | None) -> None:
+        split = split_named(stated)
+        if split is None:
+            self.problem(file, line, f"unknown split: '{stated}' (known: {', '.join(_SPLIT_NAMES)})")
+        elif entry.split not in (None, split):
+            self.problem(file, line, f"in two splits: {entry.name} is in {entry.split} and in {split}")
+        else:
+            entry.split = split
+
+    def label(self, entry: Entry, label: str, file: Path, line: int | None) -> None:
+        if entry.label not in (None, label):
+            self.problem(file, line, f"two labels: {entry.name} is '{entry.label}' and '{label}'")
+        else:
+            entry.label = label
+
+    def identify(self, entry: Entry, id: str, file: Path, line: int | None) -> None:
+        if entry.id not in ("", id):
+            hint = "leave such a column out if it numbers captions"
+            self.problem(file, line, f"two ids: {entry.name} is '{entry.id}' and '{id}' ({hint})")
+        else:
+            entry.id = id
+
+    # The end ----------------------------------------------------------------------------------------------------
+
+    def finish(self, source: str, shares: tuple[float, float], seed: int, skip_bad: bool) -> Corpus:
+        entries = self._usable()
+        missing = [lang for lang in self.languages if lang not in self._languages_seen]
+        if missing and entries | self._languages_seen:
+            there = ", ".join(self._languages_seen) or "none"
+            raise DataError(f"{source}: no captions in {', '.join(missing)}", expected=f"languages there: {there}")
+        if self.problems and not skip_bad:
+            raise DataError(
+                summary(source, self.problems),
+                fix="mend them, or go on without them: --skip-bad (`cutline data inspect` lists them all)",
+            )
+        if not entries:
+            what = summary(source, self.problems) if self.problems else f"{source}: nothing was found"
+            raise DataError(what, expected="at least one usable picture with a caption or a label")
+        self._divide(list(entries.values()), shares, seed)
+        samples = (
+            Sample(id, e.image, {lang: tuple(texts) for lang, texts in e.captions.items()}, e.label, e.split or "train")
+            for id, e in entries.items()
+        )
+        return Corpus(tuple(samples), "; ".join([source, *self.notes]), tuple(self.problems))
+
+    def _usable(self) -> dict[str, Entry]:
+        """Entries by id that have something to learn from."""
+        usable: dict[str, Entry] = {}
+        for entry in self.entries.values():
+            if not entry.captions and entry.label is None:
+                if not entry.described and self._read_all:
+                    self.problem(entry.file, entry.line, f"picture without a caption: {entry.name}")
+                continue
+            entry.id = entry.id or entry.name
+            other = usable.setdefault(entry.id, entry)
+            if other is not entry:
+                message = f"id used twice: '{entry.id}' for {other.image} and {entry.image}"
+                self.problem(entry.file, entry.line, message)
+        return usable
+
+    def _divide(self, entries: Iterable[Entry], shares: tuple[float, float], seed: int) -> None:
+        """Give a split to each entry that has none, by its own hash: a new picture never moves an old one."""
+        undivided = sorted((e for e in entries if e.split is None), key=lambda e: (place(e.id, seed), e.id))
+        if not undivided:
+            return
+        self.notes.append(f"{len(undivided)} pictures divided by seed {seed}")
+        val, test = shares
+        for entry in undivided:
+            where = place(entry.id, seed)
+            entry.split = "val" if where < val else "test" if where < val + test else "train"
+        # A few pictures may all fall on one side; validation and test need at least one each.
+        if len(undivided) == len(self.entries) >= len(SPLITS):
+            for split, share in (("val", val), ("test", test)):
+                if share and all(entry.split != split for entry in undivided):
+                    next(entry for entry in undivided if entry.split == "train").split = split
+
+
+def place(id: str, seed: int) -> float:
+    """Where a picture falls between 0 and 1: always the same for its id and the seed."""
+    digest = hashlib.blake2b(f"{seed}/{id}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def split_named(name: str) -> str | None:
+    """The split that a word stands for."""
+    return _SPLIT_NAMES.get(name.strip().lower())
+
+
+def split_in(name: str) -> str | None:
+    """The only split that a file's or folder's name speaks of: `captions_val2017.json` is "val"."""
+    found = {split_named(word) for word in re.split(r"[^a-z]+", name.lower())} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def summary(source: str, problems: Sequence[Problem], listed: int = _LISTED) -> str:
+    """How many problems of which kind, and the first of them."""
+    kinds = Counter(kind(problem) for problem in problems)
+    counts = ", ".join(f"{count} × {name}" for name, count in kinds.most_common())
+    lines = [f"{source}: {len(problems)} problem{'s' * (len(problems) > 1)} ({counts})"]
+    lines += [f"  {problem}" for problem in problems[:listed]]
+    return "\n".join(lines + [f"  … and {len(problems) - listed} more"] * (len(problems) > listed))
+
+
+def kind(problem: Problem) -> str:
+    return problem.message.partition(":")[0]
+
+
+def read_lines(file: Path, draft: Draft) -> list[str]:
+    """The lines of a UTF-8 file, without their ends; one that is not UTF-8 is noted and left empty."""
+    try:
+        data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{file} is UTF-16", fix="save it as UTF-8")
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        lines = []
+        for number, line in enumerate(data.split(b"\n"), 1):
+            try:
+                lines.append(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                byte = line[error.start]
+                draft.problem(file, number, f"not UTF-8: byte 0x{byte:02x} at column {error.start + 1}")
+                lines.append("")
+    # Only real line ends: a caption may hold characters that `splitlines` would break it at.
+    return [line.removesuffix("\r") for line in lines]
+
+
+def _folded(name: str) -> str:
+    """Alike for names that differ in case, or in how accents are composed, as other systems may have written them."""
+    return "\0" + unicodedata.normalize("NFC", name).casefold()
+
+
+def _listing(folder: Path) -> dict[str, str]:
+    """The files in a folder: each by its name, and by its folded name where only one has it."""
+    try:
+        names = [entry.name for entry in os.scandir(folder)]
+    except OSError:
+        return {}
+    listing: dict[str, str] = {}
+    for name in names:
+        folded = _folded(name)
+        listing[folded] = "" if folded in listing else name
+    return {**listing, **{name: name for name in names}}

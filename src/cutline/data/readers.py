@@ -1,0 +1,158 @@
+"""From a path to a corpus: which format it is, and what all of them have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cutline.data.corpus import Corpus
+from cutline.data.draft import Draft
+from cutline.data.formats import (
+    captions_txt,
+    folders,
+    json_files,
+    read_classes,
+    read_coco,
+    read_flickr8k,
+    read_folder,
+    read_karpathy,
+    token_files,
+)
+from cutline.data.images import is_picture, walk
+from cutline.data.tables import read_csv, read_jsonl
+from cutline.errors import ConfigError, DataError, choose
+
+
+@dataclass(frozen=True)
+class Format:
+    read: Callable[[Path, Draft], None]
+    """Fills a draft from a file or folder."""
+    sign: Callable[[Path], str]
+    """What in a file or folder shows that it is of this format; empty if nothing does."""
+    description: str
+
+
+def _ending(*endings: str) -> Callable[[Path], str]:
+    def sign(path: Path) -> str:
+        files = [path] if path.is_file() else path.iterdir()
+        return ", ".join(sorted(f.name for f in files if f.suffix.lower() in endings and not f.name.startswith(".")))
+
+    return sign
+
+
+def _flickr8k_sign(path: Path) -> str:
+    table = captions_txt(path)
+    return ", ".join([*(file.name for file in token_files(path)), *([table.name] if table else [])])
+
+
+def _folder_sign(path: Path) -> str:
+    for where, names in walk(path) if path.is_dir() else ():
+        texts = {Path(name).stem for name in names if name.lower().endswith(".txt")}
+        for name in filter(is_picture, names):
+            if {Path(name).stem, name} & {*texts, *(text.rpartition(".")[0] for text in texts)}:
+                return f"{Path(where, name).relative_to(path)} with its text"
+    return ""
+
+
+def _classes_sign(path: Path) -> str:
+    inside = [folder.name for folder in folders(path) if any(is_picture(n) for _, names in walk(folder) for n in names)]
+    return f"folders of pictures: {', '.join(inside[:3])}{', …' * (len(inside) > 3)}" if inside else ""
+
+
+FORMATS: dict[str, Format] = {
+    "flickr8k": Format(
+        read_flickr8k, _flickr8k_sign, "Flickr8k.token.txt with split files and Flickr8k.de.token.txt, or captions.txt"
+    ),
+    "coco": Format(
+        read_coco, lambda p: _names(json_files(p, "coco")), "COCO captions JSON, pictures in folders beside it"
+    ),
+    "karpathy": Format(
+        read_karpathy, lambda p: _names(json_files(p, "karpathy")), "Karpathy's dataset_*.json with splits"
+    ),
+    "csv": Format(
+        read_csv, _ending(".csv", ".tsv"), "a table with image and caption, perhaps lang, label, split and id"
+    ),
+    "jsonl": Format(
+        read_jsonl, _ending(".jsonl", ".ndjson"), "an object a line: image, captions, and what else a table may have"
+    ),
+    "folder": Format(
+        read_folder, _folder_sign, "photo.jpg with photo.txt (photo.de.txt for German) beside it, a caption a line"
+    ),
+    "classes": Format(
+        read_classes, _classes_sign, "a folder of pictures for each class, perhaps below train, val and test"
+    ),
+}
+# Any table of captions stands before what the mere arrangement of pictures would suggest.
+_BY_ARRANGEMENT = ("folder", "classes")
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(file.name for file in files)
+
+
+def read_corpus(
+    path: str | Path,
+    format: str = "auto",
+    *,
+    languages: Sequence[str] = (),
+    val_share: float = 0.1,
+    test_share: float = 0.1,
+    seed: int = 0,
+    skip_bad: bool = False,
+    pictures: bool = True,
+) -> Corpus:
+    """The corpus at `path`, a folder or a file.
+
+    Splits that the data gives are kept; a picture without one falls into one by the hash of its id and `seed`. All
+    problems are raised together as one `DataError`, or with `skip_bad` left out and kept in `corpus.problems`. Without
+    `pictures`, captions alone are wanted, and the pictures need not be there.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(f"there is no {path}", expected="a folder or file of captioned pictures")
+    if min(val_share, test_share) < 0 or val_share + test_share >= 1:
+        raise ConfigError(f"shares of {val_share} for validation and {test_share} for testing leave nothing to learn")
+    name = detect(path) if format == "auto" else choose(format, FORMATS, "format")
+    if name in _BY_ARRANGEMENT and not path.is_dir():
+        raise DataError(f"{path} is a file", expected=f"a folder, for the format '{name}'")
+    draft = Draft(_root(path), [lang.strip().lower() for lang in languages], pictures)
+    try:
+        FORMATS[name].read(path, draft)
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from None
+    return draft.finish(f"{path} ({name})", (val_share, test_share), seed, skip_bad)
+
+
+def detect(path: Path) -> str:
+    """The name of the format that `path` is in; refused where none or several fit."""
+    try:
+        signs = {name: sign for name, format in FORMATS.items() if (sign := format.sign(path))}
+    except OSError as error:
+        raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from None
+    found = [name for name in signs if name not in _BY_ARRANGEMENT] or list(signs)[:1]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        seen = "; ".join(f"{name} by {signs[name]}" for name in found)
+        raise DataError(
+            f"{path} may be of several formats: {seen}", fix=f"say which: --format {found[0]}, or name a file"
+        )
+    raise DataError(
+        f"cannot tell what format {path} is in: found {_contents(path)}",
+        expected="\n".join(["one of these formats", *(f"  {name:<9} {f.description}" for name, f in FORMATS.items())]),
+    )
+
+
+def _contents(path: Path) -> str:
+    if path.is_file():
+        return f"a file ending in '{path.suffix}'"
+    names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in path.iterdir())
+    return f"{', '.join(names[:6])}{f' and {len(names) - 6} more' if len(names) > 6 else ''}" or "nothing"
+
+
+def _root(path: Path) -> Path:
+    """The folder that holds a corpus's pictures: `path`, or where its file lies; COCO's files lie one deeper."""
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.absolute().parent.name == "annotations" else path.parent
