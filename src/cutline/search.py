@@ -67,14 +67,15 @@ def search(
 ) -> list[list[Hypothesis]]:
     """`settings.num` captions of each picture, best first; fewer only where the model can write no more, never none.
 
-    `pictures` is anything with a length that the model understands. A caption that the model can neither end nor
+    `pictures` is whatever the model understands: an array with a row for each, or a tuple of such arrays. A caption that the model can neither end nor
     continue stops where it stands. A picture's captions do not depend on those beside it.
     """
     check(settings)
-    if len(pictures) == 0:
+    count = len(pictures[0] if isinstance(pictures, tuple) else pictures)
+    if count == 0:
         return []
-    beams = _Beams(len(pictures), end, forbidden, settings)
-    tokens = np.full((len(pictures), 1), begin, np.int64)
+    beams = _Beams(count, end, forbidden, settings)
+    tokens = np.full((count, 1), begin, np.int64)
     state = model.start(pictures)
     while True:
         logp, attention, state = model.step(state, tokens)

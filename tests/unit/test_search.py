@@ -325,6 +325,16 @@ def test_top_finds_the_largest(size: int, count: int) -> None:
 
 def test_no_pictures_no_captions() -> None:
     assert run(Toy(9), []) == []
+    assert run(Toy(9), (np.zeros((0, 4)), np.zeros((0, 2)))) == []
+
+
+def test_pictures_may_come_in_parts() -> None:
+    class Parts(Toy):
+        def start(self, pictures):
+            return super().start(pictures[0][:, 0])
+
+    grid, pooled = np.arange(5)[:, None], np.zeros((5, 2))
+    assert run(Parts(9), (grid, pooled)) == run(Toy(9), range(5))
 
 
 @pytest.mark.parametrize(
