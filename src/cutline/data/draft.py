@@ -56,6 +56,9 @@ class Draft:
         """What a person should know of how it was read, though nothing is wrong."""
         self._languages_seen: dict[str, None] = {}
         self._read_all = True
+        self._home = _folder(root).rstrip("/") + "/"
+        self._homes: dict[Path, str] = {}
+        """Each file's folder."""
         self._named: dict[tuple[str, str], Entry | None] = {}
         self._listings: dict[str, dict[str, str]] = {}
         self._subfolders: list[str] | None = None
@@ -68,64 +71,69 @@ class Draft:
 
     def picture(self, name: str, file: Path, line: int | None) -> Entry | None:
         """The entry of the picture that `file` names; None where there is no such picture (noted once)."""
-        key = (name, str(file.parent))
+        if (home := self._homes.get(file)) is None:
+            home = self._homes[file] = _folder(file.parent)
+        key = (name, home)
         if key not in self._named:
-            self._named[key] = self._new(name, file, line)
+            self._named[key] = self._new(name, home, file, line)
         return self._named[key]
 
-    def _new(self, name: str, file: Path, line: int | None) -> Entry | None:
-        inside = self._inside(name, file)
+    def _new(self, name: str, home: str, file: Path, line: int | None) -> Entry | None:
+        inside = self._inside(name, home)
         if not inside:
             message = f"outside the folder: '{name}' (pictures must lie in {self.root}; a link there will do)"
             self.problem(file, line, message if name.strip() else "no picture named: the field is empty")
             return None
-        found = self._find(inside, file.parent) if self.pictures else [inside]
+        found = self._find(inside, home)
         if len(found) != 1:
             places = " and ".join(found[:3])
             message = f"ambiguous picture: {places}" if found else "no such picture"
             self.problem(file, line, f"{message}: {name}")
             return None
-        return self.found(found[0], file, line, self._below(inside, file.parent))
+        return self.found(found[0], file, line, self._below(inside, home))
 
     def has(self, name: str, file: Path) -> bool:
         """Whether there is a picture of that name, which need not be."""
-        inside = self._inside(name, file)
-        return bool(inside and (not self.pictures or self._find(inside, file.parent)))
+        home = _folder(file.parent)
+        inside = self._inside(name, home)
+        return bool(inside and self._find(inside, home))
 
-    def found(self, path: str, file: Path, line: int | None, name: str = "") -> Entry:
+    def found(self, path: str, file: Path, line: int | None, name: str = "") -> Entry | None:
         """The entry of a picture that is known to be there, by its path below the root."""
+        if not _sound(path):
+            plain = path.encode("utf-8", "backslashreplace").decode()
+            self.problem(self.root, None, f"file name not in UTF-8: {plain}")
+            return None
         if path not in self.entries:
             self.entries[path] = Entry(name or path, self.root / path, file, line)
         return self.entries[path]
 
-    def _inside(self, name: str, file: Path) -> str:
-        """`name`, as written in `file`, as a path below the root; empty if it leads elsewhere."""
+    def _inside(self, name: str, home: str) -> str:
+        """`name`, as a file in the folder `home` has it, as a path below the root; empty if it leads elsewhere."""
         name = name.strip().replace("\\", "/")
         if not name:
             return ""
-        root = self.root.absolute().as_posix()
-        if name.startswith("/") or re.match(r"[A-Za-z]:", name):
-            path = posixpath.normpath(name)
-        else:
-            path = posixpath.normpath(posixpath.join(file.parent.absolute().as_posix(), name))
-        return path.removeprefix(f"{root.rstrip('/')}/") if path.startswith(f"{root.rstrip('/')}/") else ""
+        absolute = name.startswith("/") or re.match(r"[A-Za-z]:", name)
+        path = posixpath.normpath(name if absolute else f"{home}/{name}")
+        return path.removeprefix(self._home) if path.startswith(self._home) else ""
 
-    def _find(self, name: str, beside: Path) -> list[str]:
+    def _below(self, name: str, home: str) -> str:
+        """`name`, a path below the root, as seen from `home` where it lies below that too."""
+        return f"{self._home}{name}".removeprefix(f"{home}/").removeprefix(self._home)
+
+    def _find(self, name: str, home: str) -> list[str]:
         """Where the picture is: at `name`, or else at `name` in one of the root's folders ("Images", "val2017")."""
+        if not self.pictures:
+            return [name]
         if exact := self._listed(name):
             return [exact]
         if self._subfolders is None:
             with os.scandir(self.root) as entries:
                 self._subfolders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         # A table in a folder of its own ("annotations") names pictures that lie in folders beside that.
-        name = self._below(name, beside)
+        name = self._below(name, home)
         hits = [self._listed(f"{folder}/{name}") for folder in self._subfolders] + [self._listed(name)]
         return [hit for hit in hits if hit]
-
-    def _below(self, name: str, folder: Path) -> str:
-        """`name`, a path below the root, as seen from `folder` where it lies below that too."""
-        home = folder.absolute().as_posix().removeprefix(self.root.absolute().as_posix()).strip("/")
-        return name.removeprefix(f"{home}/")
 
     def _listed(self, name: str) -> str:
         """`name` as the folder spells it: exactly, or but for case and Unicode form; empty if it is not there."""
@@ -141,8 +149,8 @@ class Draft:
         """Add a caption; `lang` is empty where the source does not say."""
         entry.described = True
         text = " ".join(text.split())
-        if not text:
-            self.problem(file, line, f"empty caption: {entry.name}")
+        if not text or not _sound(text):
+            self.problem(file, line, f"{'broken characters in a' if text else 'empty'} caption: {entry.name}")
             return
         self._languages_seen[lang] = None
         if not self.languages or lang in self.languages:
@@ -285,6 +293,15 @@ def read_lines(file: Path, draft: Draft) -> list[str]:
                 lines.append("")
     # Only real line ends: a caption may hold characters that `splitlines` would break it at.
     return [line.removesuffix("\r") for line in lines]
+
+
+def _folder(path: Path) -> str:
+    return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100  # `Path.absolute` keeps every "..", which names have too
+
+
+def _sound(text: str) -> bool:
+    """Whether it can be written: JSON may hold half a character, and Linux any bytes in a file's name."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _folded(name: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cutline.data.draft import Draft, read_lines, split_in, split_named
+from cutline.data.draft import Draft, Entry, read_lines, split_in, split_named
 from cutline.data.images import is_picture, walk
 from cutline.data.tables import csv_header, read_csv_file
 from cutline.errors import DataError
@@ -209,29 +209,32 @@ def read_folder(path: Path, draft: Draft) -> None:
     for where, names in walk(path):
         folder = Path(where)
         inside = folder.relative_to(path)
-        owners: dict[str, list[str]] = {}
+        owners: dict[str, list[Entry]] = {}
         for name in filter(is_picture, names):
             entry = draft.found((inside / name).as_posix(), folder / name, None)
+            if entry is None:
+                continue
             if by_split:
                 entry.split = by_split.get(inside.parts[0]) if inside.parts else None
-            owners.setdefault(name, []).append(entry.name)
-            owners.setdefault(Path(name).stem, []).append(entry.name)
+            owners.setdefault(name, []).append(entry)
+            owners.setdefault(Path(name).stem, []).append(entry)
         for name in names:
             if name.lower().endswith(".txt"):
                 _read_sidecar(folder / name, owners, draft)
 
 
-def _read_sidecar(file: Path, owners: dict[str, list[str]], draft: Draft) -> None:
+def _read_sidecar(file: Path, owners: dict[str, list[Entry]], draft: Draft) -> None:
     stem, lang = file.stem, ""
     if stem not in owners and (match := re.fullmatch(r"(.+)\.([a-z]{2,3})", stem)):
         stem, lang = match[1], match[2]
     pictures = owners.get(stem, [])
     if len(pictures) != 1:
         if pictures or file.stem.lower() not in _NOT_CAPTIONS:
-            what = f"ambiguous picture: {' and '.join(pictures)}" if pictures else "no such picture: text without one"
+            names = " and ".join(entry.name for entry in pictures)
+            what = f"ambiguous picture: {names}" if pictures else "no such picture: a text without one"
             draft.problem(file, None, what)
         return
-    entry = draft.entries[pictures[0]]
+    entry = pictures[0]
     lines = [(number, text) for number, text in enumerate(read_lines(file, draft), 1) if text.strip()]
     for number, text in lines:
         draft.caption(entry, text, draft.language(lang), file, number)
@@ -250,8 +253,9 @@ def read_classes(path: Path, draft: Draft) -> None:
             for where, names in walk(folder):
                 for name in filter(is_picture, names):
                     file = Path(where, name)
-                    entry = draft.found(file.relative_to(path).as_posix(), file, None)
-                    entry.label, entry.split, found = folder.name, by_split.get(top.name), True
+                    found = True
+                    if entry := draft.found(file.relative_to(path).as_posix(), file, None):
+                        entry.label, entry.split = folder.name, by_split.get(top.name)
             if not found:
                 draft.problem(folder, None, "no pictures: an empty class folder")
 
