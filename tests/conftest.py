@@ -1,0 +1,87 @@
+"""What many tests share: a drawn corpus, a captioner trained on it, and the command line as a real process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+TINY = """
+name = "tiny"
+threads = 1
+[data]
+languages = ["en", "de"]
+[words]
+min_count = 1
+[pictures]
+size = 48
+[decoder]
+hidden = 48
+[training]
+epochs = 2
+batch = 32
+captions = 4
+rate = 4e-3
+warmup = 5
+save_steps = 3
+[search]
+beam = 2
+max_length = 16
+"""
+
+
+def cutline(*arguments: object, cwd: Path | None = None, input: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `cutline …` as its own process, at the 80 columns of a plain terminal."""
+    environment = os.environ | {"COLUMNS": "80", "NO_COLOR": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "cutline", *map(str, arguments)],
+        cwd=cwd, input=input, capture_output=True, text=True, env=environment, timeout=240, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def run_cutline() -> Run:
+    return cutline
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """120 drawn scenes with captions in English and German."""
+    from cutline.data.scenes import draw
+
+    return draw(tmp_path_factory.mktemp("corpus") / "scenes", count=120, languages=("en", "de"), size=48, seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Settings for a captioner that trains in a few seconds; it need not be good."""
+    file = tmp_path_factory.mktemp("config") / "tiny.toml"
+    file.write_text(TINY)
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tiny_config: Path) -> Path:
+    """The run folder of a tiny captioner, trained by the real command line."""
+    output = tmp_path_factory.mktemp("runs")
+    done = cutline(
+        "train", "--preset", "scenes", "--config", tiny_config, "--data", scenes_folder, "--output", output
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets that CUTLINE_DATA names; tests marked `data` skip without it."""
+    folder = Path(os.environ.get("CUTLINE_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "flickr8k").is_dir():
+        pytest.skip(f"no real data in {folder} (CUTLINE_DATA names the folder)")
+    return folder

@@ -1,0 +1,155 @@
+"""`cutline train` from pictures to a run folder, stopped and resumed, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from conftest import Run
+
+
+def events(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def weights(run: Path) -> dict[str, bytes]:
+    newest = max((run / "checkpoints").iterdir())
+    return {file.name: file.read_bytes() for file in newest.glob("*.safetensors")}
+
+
+def test_a_run_folder_holds_all_of_a_run(tiny_run: Path) -> None:
+    assert {"config.toml", "words.json", "events.jsonl", "checkpoints", "bundle", "report.html"} <= {
+        path.name for path in tiny_run.iterdir()
+    }
+    log = events(tiny_run)
+    losses = [event["loss"] for event in log if event["kind"] == "step"]
+    assert len(losses) == 6  # 96 pictures in batches of 32, twice
+    assert losses[-1] < losses[0]
+    validations = [event for event in log if event["kind"] == "validation"]
+    assert [event["epoch"] for event in validations] == [1, 2]
+    assert all(f"{lang}_cider" in validations[0] for lang in ("en", "de"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
+    workers: int, tmp_path: Path, scenes_folder: Path, tiny_config: Path, run_cutline: Run
+) -> None:
+    """Stopped by SIGTERM in the middle of an epoch, resumed: the same weights, bit for bit, and the same log."""
+    config = tmp_path / "config.toml"
+    text = tiny_config.read_text().replace("epochs = 2", f"epochs = 8\nworkers = {workers}\nema = 0.9\naccumulate = 2")
+    config.write_text(text.replace("batch = 32", "batch = 16").replace("captions = 4", "captions = 1"))
+    command = ["train", "--preset", "scenes", "--config", str(config), "--data", str(scenes_folder), "--output"]
+    whole = run_cutline(*command, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cutline", *command, str(tmp_path / "stopped")],
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    stopped = Path(process.stdout.readline().strip())
+    log = stopped / "events.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text().count('"kind": "step"') >= 8):
+        assert time.monotonic() < deadline, "no step in a minute"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    steps = [event["step"] for event in events(stopped) if event["kind"] == "step"]
+    assert len(steps) < 24, "it was to be stopped before the end"
+
+    resumed = run_cutline("train", "--resume", stopped)
+    assert resumed.returncode == 0, resumed.stderr
+    reference = Path(whole.stdout.splitlines()[-1])
+    assert weights(stopped) == weights(reference)
+    untimed = [
+        [{k: v for k, v in event.items() if k not in ("time", "seconds")} for event in events(run)]
+        for run in (stopped, reference)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+def test_resume_refuses_other_data(tmp_path: Path, scenes_folder: Path, tiny_config: Path, run_cutline: Run) -> None:
+    data = tmp_path / "data"
+    subprocess.run(["cp", "-r", scenes_folder, data], check=True)
+    done = run_cutline(
+        "train", "--preset", "scenes", "--config", tiny_config, "--data", data, "--output", tmp_path, "--epochs", 1
+    )
+    assert done.returncode == 0, done.stderr
+    run = Path(done.stdout.splitlines()[-1])
+    rows = (data / "scenes.jsonl").read_text().splitlines()
+    (data / "scenes.jsonl").write_text("\n".join(rows[:-1]) + "\n")
+    again = run_cutline("train", "--resume", run)
+    assert again.returncode == 2
+    assert "not those that" in again.stderr
+    assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--epoks", "3"], "--epochs"),
+        (["--preset", "scene"], "did you mean 'scenes'?"),
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--resume", "no/such/run"], "is not a run folder"),
+        (["--decoder", "lsmt"], "lstm"),
+        (["--preset", "scenes", "--device", "cuda:77"], "device 'cuda:77' is not there"),
+        (["--config", "none.toml"], "no config file none.toml"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], says: str, tmp_path: Path, run_cutline: Run) -> None:
+    done = run_cutline("train", *arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert says in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_and_none_at_all_is_an_error(
+    tmp_path: Path, tiny_run: Path, run_cutline: Run
+) -> None:
+    run = tmp_path / "run"
+    subprocess.run(["cp", "-r", tiny_run, run], check=True)
+    newest = max((run / "checkpoints").iterdir())
+    file = newest / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+    resumed = run_cutline("train", "--resume", run)
+    assert resumed.returncode == 0, resumed.stderr
+    assert weights(run) == weights(tiny_run)
+
+    for checkpoint in (run / "checkpoints").iterdir():
+        os.truncate(checkpoint / "state.json", 5)
+    refused = run_cutline("train", "--resume", run)
+    assert refused.returncode == 2
+    assert "state.json has 5 bytes" in refused.stderr
+
+
+def test_print_config_can_be_read_back(tmp_path: Path, run_cutline: Run) -> None:
+    first = run_cutline("train", "--preset", "scenes", "--rate", "0.5", "--print-config")
+    assert tomllib.loads(first.stdout)["training"]["rate"] == 0.5
+    file = tmp_path / "again.toml"
+    file.write_text(first.stdout)
+    assert run_cutline("train", "--config", file, "--print-config").stdout == first.stdout
+
+
+def test_dry_run_says_what_it_would_take_and_leaves_nothing(
+    tmp_path: Path, scenes_folder: Path, tiny_config: Path, run_cutline: Run
+) -> None:
+    done = run_cutline(
+        "train", "--preset", "scenes", "--config", tiny_config, "--data", scenes_folder, "--dry-run", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
+    assert {"data", "model", "steps", "memory", "disk", "time"} <= set(lines)
+    assert "48 x 48 pixels" in lines["model"]
+    assert lines["steps"].startswith("6:")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,155 @@
+"""Schedules, averages, events, devices: the small parts that the loop stands on."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutline.config import TrainingConfig
+from cutline.engine import events
+from cutline.engine.average import Average
+from cutline.engine.runtime import Precision, choose_device, reseed
+from cutline.engine.schedule import rate_factor
+from cutline.errors import ConfigError
+
+BASE = TrainingConfig(epochs=10, warmup=10)
+
+
+def factors(config: TrainingConfig, steps: range, drops: int = 0) -> list[float]:
+    return [rate_factor(config, step, 20, drops) for step in steps]
+
+
+def test_warm_up_rises_to_the_full_rate() -> None:
+    rising = factors(replace(BASE, schedule="constant"), range(12))
+    assert rising[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert rising[10:] == [1, 1]
+
+
+def test_cosine_falls_to_nothing_at_the_end() -> None:
+    falling = factors(replace(BASE, schedule="cosine"), range(10, 201))
+    assert falling[0] == 1
+    assert all(a > b for a, b in pairwise(falling))
+    assert falling[95] == pytest.approx(0.5, abs=0.01)
+    assert falling[-1] == pytest.approx(0, abs=1e-9)
+
+
+def test_step_drops_every_few_epochs() -> None:
+    config = replace(BASE, schedule="step", warmup=0, step_epochs=2, drop=0.1)
+    assert factors(config, range(0, 160, 20)) == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_plateau_drops_once_for_each_plateau() -> None:
+    config = replace(BASE, schedule="plateau", warmup=0, drop=0.5)
+    assert [rate_factor(config, 50, 20, drops) for drops in range(3)] == [1, 0.5, 0.25]
+
+
+def test_average_is_the_weighted_mean_and_leaves_the_model_alone() -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = Average(model, decay=0.5)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    average.mean["weight"].fill_(3.0)
+    average.update(step=10**6)
+    assert torch.equal(average.mean["weight"], torch.full((1, 2), 2.0))
+    with average.in_place():
+        assert torch.equal(model.weight.data, torch.full((1, 2), 2.0))
+    assert torch.equal(model.weight.data, torch.ones(1, 2))
+
+
+def test_average_forgets_the_random_start() -> None:
+    model = torch.nn.Linear(2, 1, bias=False)
+    average = Average(model, decay=0.999)
+    average.mean["weight"].fill_(100.0)
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    for step in range(1, 200):
+        average.update(step)
+    assert torch.allclose(average.mean["weight"], torch.ones(1, 2), atol=0.01)
+
+
+def test_average_comes_back_when_scoring_fails() -> None:
+    model = torch.nn.Linear(2, 1)
+    before = model.weight.detach().clone()
+    average = Average(model, decay=0.9)
+    average.mean["weight"].zero_()
+    with pytest.raises(RuntimeError), average.in_place():
+        raise RuntimeError
+    assert torch.equal(model.weight, before)
+
+
+def test_events_are_appended_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
+    path, seen = tmp_path / "events.jsonl", []
+    log = events.Events(path, seen.append)
+    log.write("step", 1, loss=2.5)
+    size = log.size
+    log.write("step", 2, loss=2.0)
+    log.close()
+    with path.open("a") as file:
+        file.write('{"kind": "step", "step": 3, "lo')
+    assert [event["step"] for event in events.read(path)] == [1, 2]
+    assert [event["loss"] for event in seen] == [2.5, 2.0]
+
+    log = events.Events(path, keep_bytes=size)  # as a run does that goes on from step 1
+    log.write("step", 2, loss=1.0)
+    log.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [2.5, 1.0]
+
+
+def test_tensorboard_shows_every_figure(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    sink = events.tensorboard(tmp_path)
+    sink({"kind": "step", "step": 3, "time": 1.0, "loss": 0.25, "note": "words are not figures"})
+    found = accumulator.EventAccumulator(str(tmp_path))
+    found.Reload()
+    assert found.Tags()["scalars"] == ["step/loss"]
+    assert [(e.step, e.value) for e in found.Scalars("step/loss")] == [(3, 0.25)]
+
+
+def test_auto_says_what_it_chose_and_why() -> None:
+    chosen = choose_device("auto")
+    assert chosen.torch.type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert chosen.reason
+    assert str(choose_device("cpu")) == "cpu (as asked)"
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("gpu", "unknown device 'gpu'"), ("cuda:99", "device 'cuda:99' is not there")]
+)
+def test_devices_that_are_not_there(name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        choose_device(name)
+
+
+def test_random_choices_depend_on_seed_and_step_alone() -> None:
+    def draw(seed: int, step: int) -> list[float]:
+        torch.rand(7)
+        reseed(seed, step)
+        return torch.rand(3).tolist()
+
+    assert draw(1, 5) == draw(1, 5)
+    assert draw(1, 5) != draw(1, 6)
+    assert draw(1, 5) != draw(2, 5)
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])
+def test_every_precision_learns_on_the_cpu(name: str) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(8, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    precision = Precision(name, torch.device("cpu"))
+    inputs = torch.randn(64, 8)
+    wanted = inputs.sum(1, keepdim=True)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        with precision.autocast():
+            loss = (model(inputs).float() - wanted).square().mean()
+        precision.scaler.scale(loss).backward()
+        precision.scaler.unscale_(optimizer)
+        precision.scaler.step(optimizer)
+        precision.scaler.update()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 20

@@ -1,0 +1,31 @@
+"""A mirrored picture's caption names the other side."""
+
+import pytest
+
+from cutline.data.mirror import can_mirror, mirrored
+
+
+@pytest.mark.parametrize(
+    ("lang", "text", "turned"),
+    [
+        ("en", "a dog left of a cat, Right side", "a dog right of a cat, Left side"),
+        ("de", "links ein Hund, auf der rechten Seite", "rechts ein Hund, auf der linken Seite"),
+        ("es", "a la izquierda un perro derecho", "a la derecha un perro izquierdo"),
+        ("cs", "pes vlevo od pravého kola", "pes vpravo od levého kola"),
+        ("en", "a bright leftover", "a bright leftover"),
+    ],
+)
+def test_sides_change_places(lang: str, text: str, turned: str) -> None:
+    assert mirrored(text, lang) == turned
+    assert mirrored(turned, lang) == text
+
+
+def test_french_right_as_a_direction_or_of_a_thing() -> None:
+    assert mirrored("à gauche", "fr") == "à droite"
+    assert mirrored("à droite", "fr") == "à gauche"
+    assert mirrored("le côté droit", "fr") == "le côté gauche"
+
+
+def test_unknown_languages_are_known_to_be_unknown() -> None:
+    assert can_mirror("de")
+    assert not can_mirror("ja")
