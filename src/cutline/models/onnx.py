@@ -33,7 +33,7 @@ class Pictures(nn.Module):
 
 def export_encoder(encoder: nn.Module, path: Path) -> None:
     """Write `encoder` to `path`: pictures `uint8 (B, H, W, 3)` -> grid `(B, R, C)`, pooled `(B, P)`, any B."""
-    size = int(encoder.transform.size)  # type: ignore[union-attr, arg-type]
+    size = int(encoder.transform.size)  # type: ignore[arg-type]
     pictures = torch.zeros(2, size, size, 3, dtype=torch.uint8)  # one picture would be taken as a constant
     export_module(Pictures(encoder), (pictures,), path, ["pictures"], ["grid", "pooled"], ({0: torch.export.Dim("B")},))
 
