@@ -24,6 +24,16 @@ _SPLIT_NAMES = {
 _LISTED = 20
 
 
+class NothingUsableError(DataError):
+    """Not one picture is left to learn from."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        self.corpus = corpus
+        """Empty, but for the problems."""
+        what = summary(corpus.source, corpus.problems) if corpus.problems else f"{corpus.source}: nothing was found"
+        super().__init__(what, expected="at least one picture that is there, with a caption or a label")
+
+
 @dataclass(slots=True)
 class Entry:
     """A picture and what has been read about it so far."""
@@ -201,8 +211,7 @@ class Draft:
                 fix="mend them, or go on without them: --skip-bad (`cutline data inspect` lists them all)",
             )
         if not entries:
-            what = summary(source, self.problems) if self.problems else f"{source}: nothing was found"
-            raise DataError(what, expected="at least one usable picture with a caption or a label")
+            raise NothingUsableError(Corpus((), source, tuple(self.problems)))
         self._divide(list(entries.values()), shares, seed)
         samples = (
             Sample(id, e.image, {lang: tuple(texts) for lang, texts in e.captions.items()}, e.label, e.split or "train")
@@ -230,7 +239,7 @@ class Draft:
         undivided = sorted((e for e in entries if e.split is None), key=lambda e: (place(e.id, seed), e.id))
         if not undivided:
             return
-        self.notes.append(f"{len(undivided)} pictures divided by seed {seed}")
+        self.notes.append(f"{len(undivided):,} pictures divided by seed {seed}")
         val, test = shares
         for entry in undivided:
             where = place(entry.id, seed)
@@ -262,10 +271,10 @@ def split_in(name: str) -> str | None:
 def summary(source: str, problems: Sequence[Problem], listed: int = _LISTED) -> str:
     """How many problems of which kind, and the first of them."""
     kinds = Counter(kind(problem) for problem in problems)
-    counts = ", ".join(f"{count} × {name}" for name, count in kinds.most_common())
-    lines = [f"{source}: {len(problems)} problem{'s' * (len(problems) > 1)} ({counts})"]
+    counts = ", ".join(f"{count:,} × {name}" for name, count in kinds.most_common())
+    lines = [f"{source}: {len(problems):,} problem{'s' * (len(problems) > 1)} ({counts})"]
     lines += [f"  {problem}" for problem in problems[:listed]]
-    return "\n".join(lines + [f"  … and {len(problems) - listed} more"] * (len(problems) > listed))
+    return "\n".join(lines + [f"  … and {len(problems) - listed:,} more"] * (len(problems) > listed))
 
 
 def kind(problem: Problem) -> str:

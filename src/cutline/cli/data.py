@@ -1,0 +1,233 @@
+"""`cutline data`: look at captioned pictures, list the formats that are read, or draw scenes to learn from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from cutline.cli.arguments import parse
+from cutline.errors import ConfigError, DataError, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cutline.data.inspect import Inspection, Progress, Range
+
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """Show what is in a folder or file of captioned pictures, and everything that is wrong with it.
+
+    The exit code is 0 if all is well and 1 if there are problems.
+    """
+
+    path: tyro.conf.Positional[Path]
+    """Folder or file."""
+    format: str = "auto"
+    """How to read it: a name from `cutline data formats`, or "auto" to look."""
+    languages: str = ""
+    """Look only at captions in these languages, such as "en,de"."""
+    skip_bad: bool = False
+    """Exit with 0 despite problems, as training goes on with its own --skip-bad."""
+    check_pictures: bool = False
+    """Decode every picture as well."""
+    all: bool = False
+    """List every problem rather than the first 20."""
+    json: bool = False
+    """Write JSON, with every problem."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Formats:
+    """List the formats that are read."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Draw pictures of coloured shapes with captions in several languages: something to learn from, at once."""
+
+    out: tyro.conf.Positional[Path]
+    """Folder to make."""
+    count: int = 3000
+    """How many pictures."""
+    languages: str = ""
+    """Languages of the captions, such as "en,de" (empty: all that there are)."""
+    size: int = 96
+    """Side of a picture in pixels."""
+    seed: int = 0
+    """Another seed draws other pictures."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    task, *rest = arguments
+    if task not in _TASKS:
+        raise ConfigError(f"unknown task 'data {task}'{nearest(task, _TASKS)}", expected=", ".join(_TASKS))
+    return _TASKS[task][0](rest)
+
+
+def _inspect(arguments: list[str]) -> int:
+    form = parse(Inspect, arguments, verb="data inspect")
+    from rich.console import Console
+
+    from cutline.data.inspect import inspect
+
+    with _progress("decoding pictures", form.quiet or not form.check_pictures) as progress:
+        found = inspect(
+            form.path,
+            form.format,
+            languages=_listed(form.languages),
+            check_pictures=form.check_pictures,
+            progress=progress,
+        )
+    if form.json:
+        print(json.dumps(found.to_dict(), ensure_ascii=False, indent=1))
+    else:
+        _show(found, Console(highlight=False, soft_wrap=not sys.stdout.isatty()), form.all)
+    return 1 if found.problems and not form.skip_bad else 0
+
+
+def _formats(arguments: list[str]) -> int:
+    parse(Formats, arguments, verb="data formats")
+    from cutline.data.readers import FORMATS
+
+    for name, format in FORMATS.items():
+        print(f"{name:<9} {format.description}")
+    return 0
+
+
+def _scenes(arguments: list[str]) -> int:
+    form = parse(Scenes, arguments, verb="data scenes")
+    from cutline.data.grammar import LANGUAGES
+    from cutline.data.scenes import draw
+
+    if form.count < 1 or form.size < 1:
+        raise DataError(f"cannot draw {form.count} pictures of {form.size} pixels", expected="numbers above 0")
+    languages = _listed(form.languages) or LANGUAGES
+    with _progress("drawing", form.quiet) as progress:
+        folder = draw(
+            form.out,
+            count=form.count,
+            languages=languages,
+            size=form.size,
+            seed=form.seed,
+            progress=lambda done: progress(done, form.count),
+        )
+    print(folder)
+    return 0
+
+
+_TASKS = {
+    "inspect": (_inspect, "show what is there, and everything wrong with it"),
+    "formats": (_formats, "list the formats that are read"),
+    "scenes": (_scenes, "draw pictures with captions to learn from"),
+}
+
+
+def _usage() -> str:
+    lines = ["usage: cutline data TASK …        cutline data TASK --help shows what a task takes", ""]
+    return "\n".join([*lines, *(f"  {task:<9} {line}" for task, (_, line) in _TASKS.items())])
+
+
+def _listed(text: str) -> list[str]:
+    return [item.strip() for item in text.split(",") if item.strip()]
+
+
+@contextmanager
+def _progress(what: str, quiet: bool) -> Iterator[Progress]:
+    """A bar on a terminal; elsewhere a line for each tenth."""
+    if quiet:
+        yield lambda done, total: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress as Bar
+
+        with Bar(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    else:
+
+        def line(done: int, total: int) -> None:
+            if done * 10 // total > (done - 1) * 10 // total:
+                print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
+
+        yield line
+
+
+def _show(found: Inspection, console: Console, everything: bool) -> None:
+    from rich.markup import escape
+
+    from cutline.data.draft import summary
+
+    console.print(f"[bold]{escape(found.source)}[/bold]")
+    splits = ", ".join(f"{count:,} {split}" for split, count in found.splits.items())
+    console.print(f"{found.pictures:,} pictures: {splits}\n")
+    if found.languages:
+        _show_languages(found, console)
+    if found.labels:
+        shown = ", ".join(f"{label} {count:,}" for label, count in list(found.labels.items())[:8])
+        more = f", … ({len(found.labels) - 8} more)" if len(found.labels) > 8 else ""
+        console.print(f"{len(found.labels)} labels: {escape(shown)}{more}\n")
+    if found.copies:
+        count = sum(len(group) - 1 for group in found.copies)
+        example = " = ".join(f"{path.parent.name}/{path.name}" for path in found.copies[0][:2])
+        console.print(f"{count:,} of the files are copies of others, such as\n  {escape(example)}", overflow="fold")
+    else:
+        console.print("no file is a copy of another")
+    if found.decoded:
+        console.print("every picture was opened")
+    if found.problems:
+        listed = len(found.problems) if everything else _LISTED
+        head, *lines = summary("", found.problems, listed).split("\n")
+        console.print(f"\n[bold red]{escape(head.removeprefix(': '))}[/bold red]")
+        console.print("\n".join(map(escape, lines)), soft_wrap=True)
+        if not everything and len(found.problems) > listed:
+            console.print("  (--all lists them all)")
+    else:
+        console.print("[green]no problems[/green]")
+
+
+def _show_languages(found: Inspection, console: Console) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1))
+    table.add_column("language", no_wrap=True)
+    for heading in ("captions", "pictures", "each", "length", "vocabulary", "once"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for lang, facts in found.languages.items():
+        once = f"{100 * facts.once / max(facts.words, 1):.0f} %"
+        numbers = (f"{facts.captions:,}", f"{facts.pictures:,}", _spread(facts.per_picture), _spread(facts.length))
+        table.add_row(lang, *numbers, f"{facts.words:,}", once)
+    console.print(table)
+    console.print("each: captions of a picture; length: words in a caption (least / median / most)", style="dim")
+    console.print("once: share of the vocabulary seen only once\n", style="dim")
+    for lang, facts in found.languages.items():
+        if facts.repeated:
+            share = 100 * facts.repeated / facts.captions
+            console.print(
+                f"{lang}: {facts.repeated:,} captions ({share:.1f} %) repeat another word for word, most often"
+            )
+            for text, count in facts.commonest:
+                console.print(f"  {count:>5,} × {escape(text)}", no_wrap=True, overflow="ellipsis")
+    console.print()
+
+
+def _spread(numbers: Range) -> str:
+    return f"{numbers.least} / {numbers.median:g} / {numbers.most}"

@@ -1,0 +1,188 @@
+"""What a corpus holds: the figures that tell whether it is fit to learn from, and all that is wrong with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
+from cutline.data.draft import NothingUsableError
+from cutline.data.images import open_picture
+from cutline.data.readers import read_corpus
+from cutline.errors import DataError
+
+_hash: Callable[[bytes], Any]
+try:
+    from xxhash import xxh3_128 as _hash
+except ImportError:  # the runtime goes without
+    from hashlib import blake2b as _hash
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_COMMON = 3
+
+Progress = Callable[[int, int], None]
+"""Told how many pictures are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Range:
+    least: int
+    median: float
+    most: int
+
+
+@dataclass(frozen=True)
+class Language:
+    captions: int
+    pictures: int
+    per_picture: Range
+    """Captions of a picture, where it has any."""
+    length: Range
+    """Words in a caption."""
+    words: int
+    """Different words, in lower case."""
+    once: int
+    """Words seen only once."""
+    repeated: int
+    """Captions that say word for word what an earlier one says."""
+    commonest: tuple[tuple[str, int], ...]
+    """The captions repeated most, and how often they occur."""
+
+
+@dataclass(frozen=True)
+class Inspection:
+    source: str
+    pictures: int
+    splits: dict[str, int]
+    languages: dict[str, Language]
+    labels: dict[str, int]
+    copies: tuple[tuple[Path, ...], ...]
+    """Groups of files with the same content."""
+    decoded: bool
+    """Whether every picture was opened."""
+    problems: tuple[Problem, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        problems = [{"file": str(p.file), "line": p.line, "message": p.message} for p in self.problems]
+        copies = [[str(path) for path in group] for group in self.copies]
+        return {**dataclasses.asdict(self), "copies": copies, "problems": problems}
+
+
+def inspect(
+    path: str | Path,
+    format: str = "auto",
+    *,
+    languages: Sequence[str] = (),
+    check_pictures: bool = False,
+    progress: Progress = lambda done, total: None,
+) -> Inspection:
+    """Look at the corpus at `path`; with `check_pictures`, decode every picture of it as well."""
+    try:
+        corpus = read_corpus(path, format, languages=languages, skip_bad=True)
+    except NothingUsableError as nothing:
+        corpus = nothing.corpus
+    copies = _copies(corpus.samples)
+    problems = [*corpus.problems, *_contradictions(corpus.samples, copies)]
+    if check_pictures:
+        problems += _undecodable(corpus.samples, progress)
+    return Inspection(
+        source=corpus.source,
+        pictures=len(corpus),
+        splits={split: len(corpus.split(split)) for split in SPLITS},
+        languages={lang: _language(corpus, lang) for lang in corpus.languages},
+        labels=dict(Counter(sample.label for sample in corpus.samples if sample.label is not None).most_common()),
+        copies=copies,
+        decoded=check_pictures,
+        problems=tuple(problems),
+    )
+
+
+def _language(corpus: Corpus, lang: str) -> Language:
+    groups = [texts for sample in corpus.samples if (texts := sample.captions.get(lang))]
+    captions = [text for texts in groups for text in texts]
+    worded = [_WORD.findall(text.lower()) for text in captions]
+    vocabulary = Counter(word for words in worded for word in words)
+    said = Counter(captions)
+    return Language(
+        captions=len(captions),
+        pictures=len(groups),
+        per_picture=_range(len(texts) for texts in groups),
+        length=_range(map(len, worded)),
+        words=len(vocabulary),
+        once=sum(count == 1 for count in vocabulary.values()),
+        repeated=len(captions) - len(said),
+        commonest=tuple((text, count) for text, count in said.most_common(_COMMON) if count > 1),
+    )
+
+
+def _range(numbers: Iterable[int]) -> Range:
+    ordered = sorted(numbers)
+    return Range(ordered[0], statistics.median(ordered), ordered[-1])
+
+
+def _copies(samples: Iterable[Sample]) -> tuple[tuple[Path, ...], ...]:
+    """Pictures whose files are equal; only files of the same size are read."""
+    by_size: dict[int, list[Path]] = {}
+    for sample in samples:
+        if (size := _size(sample.image)) is not None:
+            by_size.setdefault(size, []).append(sample.image)
+    by_content: dict[tuple[int, bytes], list[Path]] = {}
+    for size, images in by_size.items():
+        for image in images if len(images) > 1 else ():
+            by_content.setdefault((size, _digest(image)), []).append(image)
+    return tuple(tuple(images) for images in by_content.values() if len(images) > 1)
+
+
+def _contradictions(samples: Iterable[Sample], copies: Iterable[Sequence[Path]]) -> list[Problem]:
+    """Copies of one picture that are in several splits, or have several labels."""
+    found = []
+    by_image = {sample.image: sample for sample in samples}
+    for group in copies:
+        same = [by_image[image] for image in group]
+        for what, values in (("splits", [s.split for s in same]), ("labels", [s.label for s in same])):
+            if len(set(values)) > 1:
+                places = ", ".join(f"{s.id} ({value})" for s, value in zip(same, values))
+                found.append(Problem(group[0], None, f"same picture with different {what}: {places}"))
+    return found
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:  # a link that leads nowhere; opening it says so
+        return None
+
+
+def _digest(path: Path) -> bytes:
+    try:
+        return bytes(_hash(path.read_bytes()).digest())
+    except OSError:
+        return str(path).encode("utf-8", "surrogateescape")  # unreadable: a copy of nothing
+
+
+def _undecodable(samples: Sequence[Sample], progress: Progress) -> list[Problem]:
+    # Threads are enough: decoders let go of the interpreter's lock.
+    found = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done, problem in enumerate(pool.map(_decode, (sample.image for sample in samples)), 1):
+            progress(done, len(samples))
+            if problem:
+                found.append(problem)
+    return found
+
+
+def _decode(image: Path) -> Problem | None:
+    try:
+        open_picture(image)
+    except DataError as error:
+        return Problem(image, None, f"unusable picture: {error.what.removeprefix(f'{image}: ')}")
+    return None
