@@ -107,27 +107,28 @@ def _pictures(predictions: Mapping[str, str], references: Mapping[str, Sequence[
     uncaptioned = [id for id in references if id not in predictions]
     unknown = [id for id in predictions if id not in references]
     if (uncaptioned or unknown) and not common:
-        what = []
+        lines = ["predictions and references are not of the same pictures"]
         if uncaptioned:
-            what.append(f"{_some(uncaptioned)} of {len(references)} with references have no prediction")
+            lines.append(f"  no prediction for {some(uncaptioned, 'picture')} of {len(references)} with references")
         if unknown:
-            what.append(f"{_some(unknown)} of {len(predictions)} with a prediction have no references")
+            lines.append(f"  no references for {some(unknown, 'picture')} of {len(predictions)} with a prediction")
         raise DataError(
-            "predictions and references are not of the same pictures: " + "; ".join(what),
+            "\n".join(lines),
             expected="one prediction for each picture with references, and no others",
-            fix="name pictures alike on both sides, or score only the common ones (--common, or common=True)",
+            fix="name pictures alike, choose one split (--split), or score only the common ones (--common)",
         )
     ids = [id for id in references if id in predictions]
     if not ids:
         raise DataError("there is nothing to score: no picture has both a prediction and references")
     if bare := [id for id in ids if not references[id]]:
-        raise DataError(f"{_some(bare)} have an empty list of references", expected="at least one reference each")
+        raise DataError(f"no references in the list of {some(bare, 'picture')}", expected="at least one each")
     return ids
 
 
-def _some(ids: Sequence[str], shown: int = 5) -> str:
-    names = ", ".join(f"'{id}'" for id in ids[:shown])
-    return f"{len(ids)} pictures ({names}{', …' if len(ids) > shown else ''})"
+def some(names: Sequence[str], what: str, shown: int = 5) -> str:
+    """`7 pictures ('a', 'b', …)`: how many, and the first of them."""
+    first = ", ".join(f"'{name}'" for name in names[:shown])
+    return f"{len(names)} {what}{'s' * (len(names) != 1)} ({first}{', …' * (len(names) > shown)})"
 
 
 def _diversity(candidates: Sequence[Sequence[str]], training: Collection[str] | None) -> Diversity:
