@@ -61,6 +61,7 @@ class Captioned(NamedTuple):
     """A picture of many: its caption, or why there is none."""
 
     path: Path
+    """`-` for a picture given as bytes."""
     caption: Caption | None
     error: CutlineError | None
 
@@ -92,10 +93,13 @@ def load(
     precision: Literal["fp32", "bf16"] = "fp32",
     threads: int = 0,
 ) -> Captioner:
-    """The captioner in a bundle, a folder or one file; refused unless every file is as it was written.
+    """The captioner in a bundle (a folder or one file), or in a run's; refused unless every file is as it was written.
 
     `threads` 0 takes all cores.
     """
+    path = Path(path)
+    if (path / "bundle" / MANIFEST).is_file():  # a run folder
+        path = path / "bundle"
     choose(backend, ("auto", "onnxruntime", "openvino"), "backend")
     choose(precision, ("fp32", "bf16"), "precision")
     if precision == "bf16" and backend == "onnxruntime":
@@ -103,10 +107,10 @@ def load(
     fast = backend == "openvino" or precision == "bf16"
     with ThreadPoolExecutor(1) as aside:
         # Reading and hashing take no time: they are done while the library is imported.
-        reading = aside.submit(read_bundle, Path(path))
+        reading = aside.submit(read_bundle, path)
         open_graph = _openvino(threads, precision) if fast else _onnxruntime(threads)
         facts, files = reading.result()
-    return Captioner(Path(path), facts, files, open_graph)
+    return Captioner(path, facts, files, open_graph)
 
 
 def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -166,7 +170,7 @@ class Captioner:
     def caption(
         self, images: Picture | Sequence[Picture], *, batch: int = 32, **options: Unpack[Options]
     ) -> list[Caption]:
-        """A caption of each picture: a path, bytes of a file, a PIL picture, an array (H,W) or (H,W,3), or a list of these.
+        """A caption of each picture: a path, bytes of a file, a PIL picture, an array (H,W) or (H,W,3), or a list.
 
         What is not given is as the bundle says: its first language, its search settings.
         """
@@ -174,26 +178,49 @@ class Captioner:
         pictures = images if isinstance(images, Sequence) and not isinstance(images, str | bytes) else [images]
         captions = []
         for first in range(0, len(pictures), _positive(batch)):
-            pixels = np.stack([self._pixels(picture) for picture in pictures[first : first + batch]])
+            pixels = np.stack([self.pixels(picture) for picture in pictures[first : first + batch]])
             captions += self._write(pixels, plan)
         return captions
 
     def caption_all(
-        self, paths: Iterable[str | Path], *, batch: int = 32, **options: Unpack[Options]
+        self, files: Iterable[str | Path | bytes], *, batch: int = 32, **options: Unpack[Options]
     ) -> Iterator[Captioned]:
-        """Caption any number of files, in order, in bounded memory; a file that cannot be read gives its error.
+        """Caption any number of files, in order, in bounded memory; one that cannot be read gives its error.
 
         Two threads decode the next pictures while the model works on these.
         """
-        return self._stream(iter(paths), _positive(batch), self._plan(options))
+        return self._stream(iter(files), _positive(batch), self._plan(options))
 
-    def _stream(self, paths: Iterator[str | Path], batch: int, plan: _Plan) -> Iterator[Captioned]:
+    def pixels(self, picture: Picture) -> Array:
+        """What the model sees of a picture: uint8 (size, size, 3)."""
+        if isinstance(picture, str | Path | bytes):
+            return self.transform.from_file(picture)
+        if isinstance(picture, np.ndarray):
+            if (
+                picture.dtype != np.uint8
+                or picture.ndim not in (2, 3)
+                or picture.shape[2:] not in ((), (1,), (3,), (4,))
+            ):
+                raise DataError(
+                    f"a picture is an array of {picture.dtype} {picture.shape}", expected="uint8 (H,W) or (H,W,3)"
+                )
+            if not picture.size:
+                raise DataError(f"an empty picture: {picture.shape}")
+            picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
+        if not isinstance(picture, Image.Image):
+            raise DataError(
+                f"not a picture: {type(picture).__name__}", expected="a path, bytes, a PIL picture or an array"
+            )
+        return self.transform(picture)
+
+    def _stream(self, files: Iterator[str | Path | bytes], batch: int, plan: _Plan) -> Iterator[Captioned]:
         waiting: deque[tuple[Path, Future[Array]]] = deque()
         pool = ThreadPoolExecutor(2, thread_name_prefix="decode")
 
         def refill() -> None:
-            for path in itertools.islice(paths, 2 * batch - len(waiting)):
-                waiting.append((Path(path), pool.submit(self.transform.from_file, path)))
+            for file in itertools.islice(files, 2 * batch - len(waiting)):
+                path = Path("-") if isinstance(file, bytes) else Path(file)
+                waiting.append((path, pool.submit(self.transform.from_file, file)))
 
         try:
             refill()
@@ -214,10 +241,16 @@ class Captioner:
                 errors[place] = error
         captions = iter(self._write(np.stack(pixels), plan) if pixels else ())
         for place, (path, _) in enumerate(group):
-            error = errors.get(place)
-            yield Captioned(path, None if error else next(captions), error)
+            refusal = errors.get(place)
+            yield Captioned(path, None if refusal else next(captions), refusal)
 
     def _plan(self, options: Options) -> _Plan:
+        if unknown := set(options) - set(Options.__annotations__):
+            name = min(unknown)
+            raise ConfigError(
+                f"unknown option '{name}'{nearest(name, Options.__annotations__)}",
+                expected=", ".join(Options.__annotations__),
+            )
         lang = options.get("lang") or self.languages[0]
         if lang not in self.languages:
             raise ConfigError(
@@ -232,27 +265,6 @@ class Captioner:
             settings = dataclasses.replace(settings, beam=math.ceil(settings.num / share) * share)
         check(settings)
         return _Plan(lang, settings, options.get("attention", False))
-
-    def _pixels(self, picture: Picture) -> Array:
-        if isinstance(picture, str | Path | bytes):
-            return self.transform.from_file(picture)
-        if isinstance(picture, np.ndarray):
-            if (
-                picture.dtype != np.uint8
-                or picture.ndim not in (2, 3)
-                or picture.shape[2:] not in ((), (1,), (3,), (4,))
-            ):
-                raise DataError(
-                    f"a picture is an array of {picture.dtype} {picture.shape}", expected="uint8 (H,W) or (H,W,3)"
-                )
-            if not picture.size:
-                raise DataError(f"an empty picture: {picture.shape}")
-            picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
-        if not isinstance(picture, Image.Image):
-            raise DataError(
-                f"not a picture: {type(picture).__name__}", expected="a path, bytes, a PIL picture or an array"
-            )
-        return self.transform(picture)
 
     def _write(self, pixels: Array, plan: _Plan) -> list[Caption]:
         words, captions = self.words, []
@@ -304,7 +316,7 @@ def _onnxruntime(threads: int) -> Callable[[bytes], Graph]:
     def open_graph(model: bytes) -> Graph:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         names = [given.name for given in session.get_inputs()]
-        return lambda arrays: session.run(None, dict(zip(names, arrays)))  # type: ignore[no-any-return]
+        return lambda arrays: session.run(None, dict(zip(names, arrays)))
 
     return open_graph
 

@@ -67,8 +67,8 @@ def search(
 ) -> list[list[Hypothesis]]:
     """`settings.num` captions of each picture, best first; fewer only where the model can write no more, never none.
 
-    `pictures` is whatever the model understands: an array with a row for each, or a tuple of such arrays. A caption that the model can neither end nor
-    continue stops where it stands. A picture's captions do not depend on those beside it.
+    `pictures` is whatever the model understands: an array with a row for each, or a tuple of such arrays. A picture's
+    captions do not depend on those beside it. What the model can neither end nor continue stops where it stands.
     """
     check(settings)
     count = len(pictures[0] if isinstance(pictures, tuple) else pictures)

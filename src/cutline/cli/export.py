@@ -1,0 +1,75 @@
+"""`cutline export`: from a run to a bundle that captions without torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from cutline.cli.arguments import parse
+from cutline.console import say
+from cutline.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a run's best captioner as a bundle, and check that it captions as PyTorch does."""
+
+    run: tyro.conf.Positional[Path]
+    """The run folder."""
+    out: Path | None = None
+    """Where to (default: RUN/bundle, or RUN/NAME.cutline for one file)."""
+    one_file: bool = False
+    """One file instead of a folder."""
+    force: bool = False
+    """Replace what is there."""
+    check: int = 200
+    """Pictures of the run's data to caption both ways (0: no check)."""
+    step: int | None = None
+    """Checkpoint to take (default: the best)."""
+    quiet: bool = False
+    """Print nothing but the bundle's path."""
+
+
+def main(arguments: list[str]) -> int:
+    given = parse(Export, arguments, verb="export")
+    out = given.out or given.run / (f"{given.run.resolve().name}.cutline" if given.one_file else "bundle")
+    if out.exists() and not given.force:
+        raise ConfigError(f"{out} is already there", fix="--out another place, or --force to replace it")
+    if given.check < 0:
+        raise ConfigError(f"--check {given.check}", expected="0 or more")
+
+    from cutline.engine.run import load_captioner
+    from cutline.export import check_bundle, export_bundle
+
+    captioner, words, config = load_captioner(given.run, step=given.step)
+    card: dict[str, Any] = {"Made from": {"run": given.run.resolve().name, **asdict(config.decoder)}}
+    card["Made from"] |= {"data": config.data.path, "encoder": config.encoder.name}
+    transform = captioner.encoder.transform
+    say("writing the bundle", quiet=given.quiet)
+    export_bundle(captioner, words, transform, config.search, out, card, one_file=given.one_file, force=given.force)
+    print(out)
+    if not given.check:
+        return 0
+    pictures = _pictures(config, given.check)
+    if not pictures:
+        say("not checked: the run's pictures are not there any more", quiet=given.quiet)
+        return 0
+    say(f"checking it on {len(pictures)} pictures", quiet=given.quiet)
+    agreement = check_bundle(captioner, out, pictures)
+    say(str(agreement), quiet=given.quiet and agreement.reached)
+    return 0 if agreement.reached else 1
+
+
+def _pictures(config: Any, count: int) -> list[Path]:
+    """Pictures that the run did not learn from, as far as there are enough of them."""
+    from cutline.data.sources import read
+
+    try:
+        corpus = read(config, quiet=True)
+    except DataError:
+        return []
+    samples = [*corpus.split("test"), *corpus.split("val"), *corpus.split("train")]
+    return [sample.image for sample in samples[:count]]

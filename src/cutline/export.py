@@ -1,0 +1,248 @@
+"""From a captioner in torch to a bundle that needs none.
+
+Two graphs: pictures to the decoder's first state, and one step of the decoder. The search between the steps stays
+outside, in numpy: a graph of the whole loop could not stop early, and misbehaves when its shapes change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from cutline import __version__
+from cutline.config import SearchConfig
+from cutline.data.images import Transform
+from cutline.data.words import Words
+from cutline.errors import ConfigError
+from cutline.models.captioner import Captioner, TorchStep
+from cutline.models.onnx import export_encoder, export_module
+from cutline.predict import FORMAT, MANIFEST, PARTS, Picture, load, seal_of
+from cutline.search import search
+
+__all__ = ["Agreement", "check_bundle", "export_bundle", "export_encoder"]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many captions of a bundle are word for word those of the captioner in torch."""
+
+    same: int
+    captions: int
+    least: float = 0.99
+    """Share that must be the same: a few beams lie so close that the last bit of a sum decides between them."""
+
+    @property
+    def reached(self) -> bool:
+        return self.same >= self.least * self.captions
+
+    def __str__(self) -> str:
+        return f"{self.same} of {self.captions} captions are the same as in PyTorch"
+
+
+def export_bundle(
+    captioner: Captioner,
+    words: Words,
+    transform: Transform,
+    settings: SearchConfig,
+    out: Path,
+    card: dict[str, Any],
+    *,
+    one_file: bool = False,
+    force: bool = False,
+) -> Path:
+    """Write a bundle to `out`, a folder or, with `one_file`, an archive; it appears whole or not at all.
+
+    `card` is what the model card says beside what is known here: titles to a text, or to a table of names and values.
+    """
+    if out.exists() and not force:
+        raise ConfigError(f"{out} is already there", fix="name another place, or --force to replace it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".bundle-", dir=out.parent) as temporary:
+        draft = Path(temporary) / "bundle"
+        draft.mkdir()
+        memory = _write_graphs(captioner, draft)
+        words.save(draft / "words.json")
+        facts = {
+            "format": FORMAT,
+            "cutline": __version__,
+            "languages": list(words.languages),
+            "memory": memory,
+            "search": asdict(settings),
+            "transform": transform.to_dict(),
+        }
+        (draft / "README.md").write_text(_model_card(out.stem, facts, card), encoding="utf-8")
+        facts["files"] = {name: _listing(draft / name) for name in PARTS}
+        facts["seal"] = seal_of(facts)
+        (draft / MANIFEST).write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        if one_file:
+            draft = _pack(draft)
+        _sync(draft)
+        _put(draft, out)
+    return out
+
+
+def check_bundle(captioner: Captioner, bundle: Path, pictures: Sequence[Picture], *, batch: int = 32) -> Agreement:
+    """Caption `pictures` with the bundle and in torch, in each of its languages."""
+    ours, step = load(bundle), TorchStep(captioner)
+    words, same, total = ours.words, 0, 0
+    for lang in ours.languages:
+        for first in range(0, len(pictures), batch):
+            part = pictures[first : first + batch]
+            pixels = np.stack([ours.pixels(picture) for picture in part])
+            expected = search(step, pixels, words.begin(lang), words.end, words.forbidden, ours.settings)
+            captions = ours.caption(part, batch=batch, lang=lang)
+            same += sum(words.decode(best[0].tokens) == found.text for best, found in zip(expected, captions))
+            total += len(part)
+    return Agreement(same, total)
+
+
+class _Start(nn.Module):
+    """Pictures uint8 (B,H,W,3) to the memory and first state of the decoder."""
+
+    def __init__(self, captioner: Captioner) -> None:
+        super().__init__()
+        self.captioner = captioner
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
+        features = self.captioner.encoder(pictures.permute(0, 3, 1, 2))
+        memory, state = self.captioner.decoder.start(features.grid, features.pooled)
+        return (*memory, *state)
+
+
+class _Step(nn.Module):
+    def __init__(self, captioner: Captioner) -> None:
+        super().__init__()
+        self.decoder = captioner.decoder
+
+    def forward(self, memory: tuple[Tensor, ...], state: tuple[Tensor, ...], tokens: Tensor) -> tuple[Tensor, ...]:
+        logp, attention, after = self.decoder.step(memory, state, tokens)
+        return (logp, attention, *after)
+
+
+@torch.no_grad()
+def _write_graphs(captioner: Captioner, folder: Path) -> int:
+    """Both graphs; returns how many of the first one's outputs are memory."""
+    training = captioner.training
+    captioner.eval()
+    size = captioner.encoder.transform.size
+    # No size of an example may be 0 or 1, or equal to another: the exporter would take it for a constant.
+    pictures = torch.randint(0, 256, (2, size, size, 3), dtype=torch.uint8)
+    features = captioner.encoder(pictures.permute(0, 3, 1, 2))
+    memory, first = captioner.decoder.start(features.grid, features.pooled)
+    tokens = torch.full((2, 3), 3)
+    states = [tuple(part.expand(-1, 3, *part.shape[2:]) for part in first)]
+    for _ in range(3):
+        states.append(captioner.decoder.step(memory, states[-1], tokens)[2])
+    # What changes its size from step to step grows with the sentence: a Transformer's keys and values.
+    batch, rows, grows = Dim("B"), Dim("N"), Dim("T")
+    moving = tuple(
+        {0: batch, 1: rows} | {axis: grows for axis in range(2, old.ndim) if old.shape[axis] != new.shape[axis]}
+        for old, new in zip(*states[-2:])
+    )
+    memory_names = [f"memory_{i}" for i in range(len(memory))]
+    state_names = [f"state_{i}" for i in range(len(first))]
+    export_module(
+        _Start(captioner),
+        (pictures,),
+        folder / "encoder.onnx",
+        ["pictures"],
+        [*memory_names, *state_names],
+        ({0: batch},),
+    )
+    example: Any = (memory, tuple(part.contiguous() for part in states[-1]), tokens)
+    dynamic: Any = (tuple({0: batch} for _ in memory), moving, {0: batch, 1: rows})
+    export_module(
+        _Step(captioner),
+        example,
+        folder / "decoder.onnx",
+        [*memory_names, *state_names, "tokens"],
+        ["logp", "attention", *(f"{name}_next" for name in state_names)],
+        dynamic,
+    )
+    captioner.train(training)
+    return len(memory)
+
+
+def _listing(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _model_card(name: str, facts: dict[str, Any], card: dict[str, Any]) -> str:
+    lines = [
+        f"# {name}",
+        "",
+        f"Describes pictures in {', '.join(facts['languages'])}. Made by Cutline {__version__}; holds no code.",
+        "",
+        "    cutline caption photo.jpg --model PATH",
+        "",
+        "    >>> import cutline",
+        '    >>> cutline.load("PATH").caption("photo.jpg")[0].text',
+    ]
+    size = facts["transform"]["size"]
+    tables = {**card, "How it captions": {"pictures": f"{size} x {size}", **facts["search"]}}
+    for title, content in tables.items():
+        lines += ["", f"## {title}", ""]
+        if isinstance(content, dict):
+            lines += ["| | |", "|---|---|", *(f"| {key} | {_cell(value)} |" for key, value in content.items())]
+        else:
+            lines.append(str(content))
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _pack(draft: Path) -> Path:
+    """The folder as one archive, uncompressed: weights do not shrink, and reading stays as fast."""
+    import zipfile
+
+    packed = draft.with_suffix(".cutline")
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name in (MANIFEST, *PARTS):
+            archive.write(draft / name, name)
+    return packed
+
+
+def _sync(path: Path) -> None:
+    """Onto the disk before it gets its name, so that a power loss leaves the old bundle or the new one."""
+    for each in [*path.iterdir(), path] if path.is_dir() else [path]:
+        handle = os.open(each, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _put(draft: Path, out: Path) -> None:
+    """Rename to the final place; what was there goes only once the new one stands."""
+    old = draft.with_name("old")
+    if out.exists():
+        out.rename(old)
+    try:
+        draft.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise
+    if old.is_dir():
+        shutil.rmtree(old)
+    handle = os.open(out.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
