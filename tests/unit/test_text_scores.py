@@ -124,7 +124,7 @@ def test_text_is_tokenized_unless_told_otherwise() -> None:
 
 def test_diversity() -> None:
     predictions = {"1": "a dog", "2": "A dog.", "3": "a cat runs", "4": "birds"}
-    references = dict.fromkeys(predictions, ["a dog"])
+    references = {id: ["a dog"] for id in predictions}
     diversity = score(predictions, references, training=["A dog!", "two birds"]).diversity
     assert (diversity.distinct, diversity.novel) == (0.75, 0.5)
     assert (diversity.mean_length, diversity.vocabulary) == (2.0, 5)
@@ -171,7 +171,7 @@ def test_pictures_on_one_side_only_are_named() -> None:
 
 @pytest.mark.parametrize("common", [False, True])
 def test_nothing_to_score_is_refused(common: bool) -> None:
-    with pytest.raises(DataError, match="nothing to score|not of the same pictures"):
+    with pytest.raises(DataError, match="nothing to score" if common else "not of the same pictures"):
         score({"1": "a"}, {"2": ["a"]}, common=common)
     with pytest.raises(DataError, match="nothing to score"):
         score({}, {}, common=common)
@@ -180,3 +180,8 @@ def test_nothing_to_score_is_refused(common: bool) -> None:
 def test_a_picture_without_references_is_refused() -> None:
     with pytest.raises(DataError, match="'2'"):
         score({"1": "a", "2": "b"}, {"1": ["a"], "2": []})
+
+
+def test_a_text_in_place_of_a_list_of_references_is_refused() -> None:
+    with pytest.raises(DataError, match=r"not a list .*'2'"):
+        score({"1": "a", "2": "b"}, {"1": ["a"], "2": "a dog"})

@@ -68,7 +68,7 @@ def evaluate(given: Score) -> Scores:
         # Readers speak of their own flag; here `--format` is the format of what is printed.
         raise DataError(error.what, expected=error.expected, fix=error.fix.replace("--format", "--reader")) from None
     if references.problems:
-        say(f"left out: {len(references.problems)} references that could not be read")
+        say(f"left out: {len(references.problems)} × references that could not be read")
     return score(
         align(predictions, references),
         references.captions,

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cutline.data.corpus import Corpus, Problem
-from cutline.data.draft import summary
+from cutline.data.draft import UNKNOWN_LANGUAGE, summary
 from cutline.data.images import is_picture
 from cutline.data.readers import read_corpus
 from cutline.data.tables import csv_header
@@ -54,7 +54,7 @@ class _Row:
     """Its place in words, where lines do not tell."""
     name: Any
     caption: Any
-    lang: str = ""
+    lang: str = UNKNOWN_LANGUAGE
 
 
 # Predictions ------------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ def read_predictions(source: str, lang: str = "") -> dict[str, str]:
     captions: dict[str, str] = {}
     places: dict[str, str] = {}
     for row in _rows(text, label, problems):
-        if lang and row.lang and row.lang != lang:
+        if lang and row.lang not in (lang, UNKNOWN_LANGUAGE):
             continue
         place = f"line {row.line}" if row.line else row.where
         try:
@@ -126,7 +126,7 @@ def _row(item: Any, line: int | None, where: str = "") -> _Row:
     values = {str(key).strip().lower(): value for key, value in item.items()}
     name = next((values[key] for key in _NAMES if key in values), None)
     caption = next((values[key] for key in _CAPTIONS if key in values), None)
-    return _Row(line, where, name, caption, str(values.get("lang") or ""))
+    return _Row(line, where, name, caption, str(values.get("lang") or UNKNOWN_LANGUAGE))
 
 
 def _json_lines(lines: list[tuple[int, str]], label: Path, problems: list[Problem]) -> Iterator[_Row]:
@@ -177,12 +177,14 @@ def _caption(value: Any, lang: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        stated = {str(item.get("lang") or lang): item for item in reversed(value)}
-        if lang and lang not in stated:
-            raise ValueError(f"no caption in {lang}: only in {', '.join(reversed(stated))}")
-        if len(stated) > 1 and not lang:
-            raise ValueError(f"captions in several languages: {', '.join(reversed(stated))}; say which by --lang")
-        return _caption(stated[lang if lang else next(iter(stated))].get("text"), lang)
+        langs = [str(item.get("lang") or UNKNOWN_LANGUAGE) for item in value]
+        stated = ", ".join(dict.fromkeys(its_lang for its_lang in langs if its_lang != UNKNOWN_LANGUAGE))
+        if not lang and "," in stated:
+            raise ValueError(f"captions in several languages: {stated}; say which by --lang")
+        fitting = [item for item, its_lang in zip(value, langs) if not lang or its_lang in (lang, UNKNOWN_LANGUAGE)]
+        if not fitting:
+            raise ValueError(f"no caption in {lang}: only in {stated}")
+        return _caption(fitting[0].get("text"), lang)
     if isinstance(value, list) and len(value) == 1:
         return _caption(value[0], lang)
     if isinstance(value, list) and len(value) > 1:

@@ -120,6 +120,8 @@ def _pictures(predictions: Mapping[str, str], references: Mapping[str, Sequence[
     ids = [id for id in references if id in predictions]
     if not ids:
         raise DataError("there is nothing to score: no picture has both a prediction and references")
+    if text := [id for id in ids if isinstance(references[id], str)]:
+        raise DataError(f"references are one text, not a list of texts, for {some(text, 'picture')}")
     if bare := [id for id in ids if not references[id]]:
         raise DataError(f"no references in the list of {some(bare, 'picture')}", expected="at least one each")
     return ids
