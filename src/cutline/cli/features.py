@@ -23,10 +23,11 @@ cutline features build --help shows what it takes."""
 class Build:
     """Compute the features of all pictures of DATA, resuming what was begun. Prints the store's folder."""
 
-    data: tyro.conf.Positional[str] = "scenes"
-    """A folder or file of captioned pictures, or "scenes"."""
+    data: tyro.conf.Positional[str | None] = None
+    """A folder or file of captioned pictures, or "scenes" (default: the config file's)."""
     encoder: str | None = None
-    """The encoder's name (vgg16, resnet50, inception_v3, densenet121, mobilenetv2_100, or any other timm model)."""
+    """The encoder's name: vgg16, resnet50, inception_v3, densenet121, or any other timm model (default:
+    mobilenetv2_100, as in `cutline train`)."""
     weights: str | None = None
     """"hub", "none" (random), or a local file."""
     out: Path | None = None
@@ -83,11 +84,14 @@ def main(arguments: list[str]) -> int:
 def _build(given: Build) -> int:
     from cutline import config as configuration
     from cutline.data import sources
+    from cutline.presets import PRESETS
 
-    config = configuration.load(given.config) if given.config else configuration.Config()
+    config = PRESETS["frozen"]()  # as `cutline train` begins, so that it finds what is built here
+    if given.config:
+        config = configuration.load(given.config, config)
     data = replace(
         config.data,
-        path=given.data,
+        path=given.data or config.data.path,
         format=given.format or config.data.format,
         limit=config.data.limit if given.limit is None else given.limit,
         skip_bad=given.skip_bad or config.data.skip_bad,

@@ -183,8 +183,10 @@ def _draft(
             return draft, run
     if folder.exists():
         say(f"{folder.name} was left by another build: starting over", quiet=quiet)
-    probe = _probe(samples, encoder.transform)
+    names, probe = _probe(samples, encoder.transform)
     reference = backends.eager(module)(probe)
+    for part in reference:
+        _half(part, names)  # better now than after an hour
     chosen, error = backends.select(
         module, probe, reference, backend, key.precision.replace("any", "auto"), threads, quiet=quiet
     )
@@ -213,20 +215,21 @@ def _same(plan: Plan, key: StoreKey, ids: str, backend: str, batch: int, threads
     )
 
 
-def _probe(samples: Sequence[Sample], transform: Transform) -> Pixels:
-    """The first pictures that can be read."""
-    found, bad = [], {}
+def _probe(samples: Sequence[Sample], transform: Transform) -> tuple[list[str], Pixels]:
+    """The first pictures that can be read, with their ids."""
+    found, names, bad = [], [], {}
     for sample in samples:
         picture, _, reason = _decode(sample, transform)
         if picture is None:
             bad[sample.id] = reason
         else:
             found.append(picture)
+            names.append(sample.id)
         if len(found) == PROBE:
             break
     if not found:
         raise _unreadable(bad, len(samples))
-    return np.stack(found)
+    return names, np.stack(found)
 
 
 def _fill(
@@ -244,13 +247,18 @@ def _fill(
     pending: deque[tuple[int, Future[None]]] = deque()
     try:
         with progress("features", len(samples), "pictures", done=done, quiet=quiet) as advance:
-            for number, mine, decoded in _decoded(batches, transform, draft.plan.threads):
-                job = _job(draft, number, mine, decoded, backend.run)
-                pending.append((len(mine), writer.submit(job)))
-                while len(pending) > (AHEAD if number != max(batches) else 0):
+
+            def settle(most: int) -> None:
+                while len(pending) > most:
                     count, written = pending.popleft()
                     written.result()
                     advance(count)
+
+            for number, mine, decoded in _decoded(batches, transform, draft.plan.threads):
+                job = _job(draft, number, mine, decoded, backend.run)
+                pending.append((len(mine), writer.submit(job)))
+                settle(AHEAD)
+            settle(0)
     finally:
         writer.shutdown(wait=True, cancel_futures=True)
     return {name: reason for entry in draft.entries.values() for name, reason in entry.bad.items()}

@@ -90,7 +90,8 @@ class Draft:
     @classmethod
     def begin(cls, folder: Path, plan: Plan) -> Draft:
         """Take the disk space for the whole store now, rather than run out of it in the middle."""
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         free = shutil.disk_usage(folder.parent).free
         if plan.bytes > free:
             raise CutlineError(
@@ -243,6 +244,8 @@ def only_builder(out: Path, draft: Path) -> Iterator[None]:
         raise CutlineError(f"cannot write {out}: {error.strerror or error}") from None
     try:
         yield
+    except OSError as error:
+        raise CutlineError(f"cannot build {out}: {error}") from error
     finally:
         lock.release()
 
