@@ -244,11 +244,13 @@ class Draft:
         for entry in undivided:
             where = place(entry.id, seed)
             entry.split = "val" if where < val else "test" if where < val + test else "train"
-        # A few pictures may all fall on one side; validation and test need at least one each.
+        # A few pictures may all fall on one side, but each split that is wanted needs at least one.
         if len(undivided) == len(self.entries) >= len(SPLITS):
-            for split, share in (("val", val), ("test", test)):
-                if share and all(entry.split != split for entry in undivided):
-                    next(entry for entry in undivided if entry.split == "train").split = split
+            for split, share in (("train", 1.0), ("val", val), ("test", test)):
+                counts = Counter(entry.split for entry in undivided)
+                if share and not counts[split]:
+                    largest = counts.most_common(1)[0][0]
+                    next(entry for entry in undivided if entry.split == largest).split = split
 
 
 def place(id: str, seed: int) -> float:

@@ -114,6 +114,14 @@ def json_files(path: Path, kind: str) -> list[Path]:
     return [file for file in named or found if json_kind(file) == kind]
 
 
+def _json_to_read(path: Path, kind: str) -> list[Path]:
+    files = [path] if path.is_file() else json_files(path, kind)
+    if not files:
+        names = ", ".join(file.name for file in _files(path) if file.suffix.lower() == ".json") or "no JSON"
+        raise DataError(f"no JSON of the kind '{kind}' in {path}: found {names}")
+    return files
+
+
 def json_kind(file: Path) -> str:
     """By the words in it, since parsing may take seconds."""
     data = file.read_bytes()
@@ -123,7 +131,7 @@ def json_kind(file: Path) -> str:
 
 
 def read_coco(path: Path, draft: Draft) -> None:
-    for file in json_files(path, "coco") or [path]:
+    for file in _json_to_read(path, "coco"):
         content = _load(file)
         entries = {}
         for number, image in enumerate(_records(content, "images", file)):
@@ -150,11 +158,11 @@ def read_coco(path: Path, draft: Draft) -> None:
 
 
 def read_karpathy(path: Path, draft: Draft) -> None:
-    files = json_files(path, "karpathy")
+    files = _json_to_read(path, "karpathy")
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise DataError(f"{path} holds several such files: {names}", fix="name the file itself")
-    for file in files or [path]:
+    for file in files:
         for number, image in enumerate(_records(_load(file), "images", file)):
             name, sentences = image.get("filename"), image.get("sentences")
             if not isinstance(name, str) or not isinstance(sentences, list):

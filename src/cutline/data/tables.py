@@ -148,6 +148,7 @@ def _read_row(row: dict[str, Any], meaning: Columns, split: str | None, draft: D
         try:
             texts = list(_texts(row[name], its_lang or lang))
         except TypeError as error:
+            entry.described = True
             draft.problem(file, line, f"malformed row: '{name}' {error}")
             continue
         for text, stated in texts:
