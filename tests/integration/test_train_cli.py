@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import Run
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def events(run: Path) -> list[dict[str, object]]:

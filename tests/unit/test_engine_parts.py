@@ -48,7 +48,7 @@ def test_plateau_drops_once_for_each_plateau() -> None:
 
 def test_average_is_the_weighted_mean_and_leaves_the_model_alone() -> None:
     model = torch.nn.Linear(2, 1, bias=False)
-    average = Average(model, decay=0.5)
+    average = Average(model.state_dict(), decay=0.5)
     with torch.no_grad():
         model.weight.fill_(1.0)
     average.mean["weight"].fill_(3.0)
@@ -61,7 +61,7 @@ def test_average_is_the_weighted_mean_and_leaves_the_model_alone() -> None:
 
 def test_average_forgets_the_random_start() -> None:
     model = torch.nn.Linear(2, 1, bias=False)
-    average = Average(model, decay=0.999)
+    average = Average(model.state_dict(), decay=0.999)
     average.mean["weight"].fill_(100.0)
     with torch.no_grad():
         model.weight.fill_(1.0)
@@ -73,7 +73,7 @@ def test_average_forgets_the_random_start() -> None:
 def test_average_comes_back_when_scoring_fails() -> None:
     model = torch.nn.Linear(2, 1)
     before = model.weight.detach().clone()
-    average = Average(model, decay=0.9)
+    average = Average(model.state_dict(), decay=0.9)
     average.mean["weight"].zero_()
     with pytest.raises(RuntimeError), average.in_place():
         raise RuntimeError

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Average:
-    """Follows a model's parameters and buffers with decay `decay`, faster at first so that the start is forgotten."""
+    """Follows a model's live tensors with decay `decay`, faster at first so that the random start is forgotten."""
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, live: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self.live = {name: value for name, value in model.state_dict().items() if value.is_floating_point()}
-        self.mean = {name: value.detach().clone() for name, value in self.live.items()}
+        self.live = {name: value.detach() for name, value in live.items() if value.is_floating_point()}
+        self.mean = {name: value.clone() for name, value in self.live.items()}
 
     def update(self, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
@@ -29,7 +29,7 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Let the model hold the average for a while, for scoring."""
-        kept = {name: value.detach().clone() for name, value in self.live.items()}
+        kept = {name: value.clone() for name, value in self.live.items()}
         self._write(self.mean)
         try:
             yield

@@ -12,7 +12,7 @@ import torch
 
 from cutline.config import Config
 from cutline.console import duration
-from cutline.engine import run
+from cutline.engine import run, weights
 from cutline.engine.loop import Trainer
 from cutline.errors import CutlineError
 
@@ -28,7 +28,7 @@ def dry_run(config: Config, *, quiet: bool = False) -> str:
         checked = _validation_seconds(trainer)
     steps = trainer.steps_per_epoch * config.training.epochs
     validations = -(-config.training.epochs // config.training.validate_every)
-    learned = sum(v.numel() * v.element_size() for v in prepared.model.learned_state().values())
+    learned = sum(v.numel() * v.element_size() for v in weights.learned(prepared.model).values())
     frozen = sum(v.numel() * v.element_size() for v in prepared.model.encoder.state_dict().values())
     copies = 4 if config.training.ema else 3  # weights, two moments of Adam, and their average
     disk = learned * copies * (config.training.keep + 2) + frozen

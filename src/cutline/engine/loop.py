@@ -17,7 +17,7 @@ import torch
 
 from cutline.config import TrainingConfig
 from cutline.console import Advance, progress, say
-from cutline.engine import checkpoint
+from cutline.engine import checkpoint, weights
 from cutline.engine.average import Average
 from cutline.engine.batches import Batch, Batches
 from cutline.engine.checkpoint import Checkpoint
@@ -54,12 +54,12 @@ class Trainer:
     ) -> None:
         self.task, self.batches, self.run, self.config = task, batches, run, config
         self.seed, self.device = seed, device
-        groups = task.model.parameter_groups(task.config.encoder.rate or config.rate, config.rate)
+        groups = weights.parameter_groups(task.model, task.config)
         self.rates = [float(group["lr"]) for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay, betas=(0.9, 0.98), foreach=True)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
         self.parameters = [p for group in groups for p in group["params"]]
         self.precision = Precision(config.precision, device)
-        self.average = Average(task.model, config.ema) if config.ema else None
+        self.average = Average(weights.learned(task.model), config.ema) if config.ema else None
         self.at = Progress()
         self.steps_per_epoch = -(-len(batches) // config.accumulate)
 
@@ -120,7 +120,7 @@ class Trainer:
     def save(self, events: Events) -> Checkpoint:
         tensors, groups = checkpoint.pack_optimizer(self.optimizer)
         self.at.events = events.size
-        parts = {"model": self.task.model.learned_state(), "optimizer": tensors}
+        parts = {"model": weights.learned(self.task.model), "optimizer": tensors}
         if self.average:
             parts["average"] = self.average.mean
         state = {"progress": asdict(self.at), "groups": groups, "scaler": self.precision.scaler.state_dict()}
@@ -130,7 +130,7 @@ class Trainer:
         return saved
 
     def restore(self, saved: Checkpoint) -> None:
-        self.task.model.load_learned_state(saved.tensors("model"))
+        weights.load(self.task.model, saved.tensors("model"))
         state = saved.state
         checkpoint.unpack_optimizer(self.optimizer, saved.tensors("optimizer"), state["groups"])
         self.precision.scaler.load_state_dict(state["scaler"])

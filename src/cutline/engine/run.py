@@ -20,7 +20,7 @@ from cutline.data.corpus import Corpus, Sample
 from cutline.data.sources import read
 from cutline.data.vectors import load_vectors
 from cutline.data.words import Words
-from cutline.engine import checkpoint
+from cutline.engine import checkpoint, weights
 from cutline.engine.batches import Batches, Captions, FeatureSource, PictureSource, Source
 from cutline.engine.loop import Trainer
 from cutline.engine.runtime import Device, choose_device
@@ -106,7 +106,7 @@ def _sources(
     """Stored features when the encoder stays as it is, else pictures."""
     pictures = config.pictures
     augmented = pictures.augment_flip or pictures.augment_crop < 1 or pictures.augment_colour > 0
-    frozen = not any(p.requires_grad for p in model.encoder.parameters())
+    frozen = weights.is_frozen(model.encoder)
     if frozen and config.training.features and not augmented:
         store = open_or_build([*learn, *judge], model.encoder, config, quiet=quiet)
         return FeatureSource(store, learn), FeatureSource(store, judge)
@@ -137,10 +137,10 @@ def create(prepared: Prepared) -> Path:
     (path / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
     (path / "data.txt").write_text(f"{fingerprint(prepared.corpus)}\n{prepared.corpus.source}\n", encoding="utf-8")
     prepared.words.save(path / "words.json")
-    if not any(p.requires_grad for p in prepared.model.encoder.parameters()):
+    if weights.is_frozen(prepared.model.encoder):
         # What never changes is not in the checkpoints; kept here, the run needs no other file.
-        weights = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
-        safetensors.torch.save_file(weights, path / "encoder.safetensors")
+        tensors = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
+        safetensors.torch.save_file(tensors, path / "encoder.safetensors")
     return path
 
 
@@ -184,7 +184,7 @@ def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Wo
     state = chosen.tensors("model")
     if chosen.has("average"):
         state |= chosen.tensors("average")
-    model.load_learned_state(state)
+    weights.load(model, state)
     return model.eval(), words, config
 
 

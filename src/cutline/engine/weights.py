@@ -1,0 +1,52 @@
+"""A model's learned weights by name: what an optimizer changes, what is averaged, saved and loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutline.config import Config
+from cutline.errors import ModelError
+from cutline.models.captioner import Captioner
+
+
+def learned(model: Captioner) -> dict[str, Tensor]:
+    """The model's own tensors, live: each once though it may be tied to two places, none of a frozen encoder."""
+    prefix = "encoder." if is_frozen(model.encoder) else "\0"
+    named = dict(model.named_parameters()) | dict(model.named_buffers())
+    return {name: value for name, value in named.items() if not name.startswith(prefix)}
+
+
+def load(model: Captioner, tensors: dict[str, Tensor]) -> None:
+    """Take these values in place of the model's own; they must be all of them."""
+    live = learned(model)
+    if set(live) != set(tensors):
+        odd = sorted(set(live) ^ set(tensors))
+        raise ModelError(
+            f"the weights do not fit the model: {odd[0]} and {len(odd) - 1} more are in only one of them",
+            expected="weights of a model with the same settings",
+        )
+    with torch.no_grad():
+        for name, value in live.items():
+            if value.shape != tensors[name].shape:
+                raise ModelError(f"{name} is {tuple(tensors[name].shape)}, the model's is {tuple(value.shape)}")
+            value.copy_(tensors[name])
+
+
+def is_frozen(module: nn.Module) -> bool:
+    return not any(p.requires_grad for p in module.parameters())
+
+
+def parameter_groups(model: Captioner, config: Config) -> list[dict[str, Any]]:
+    """Encoder and decoder with their own rates; biases, scales and other vectors do not decay."""
+    rate = config.training.rate
+    groups = []
+    for part, own in ((model.encoder, config.encoder.rate or rate), (model.decoder, rate)):
+        for decays in (True, False):
+            chosen = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == decays]
+            if chosen:
+                decay = config.training.weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": own, "weight_decay": decay})
+    return groups
