@@ -87,7 +87,7 @@ def _inspect(arguments: list[str]) -> int:
 
     from cutline.data.inspect import inspect
 
-    with _progress("decoding pictures", form.quiet or not form.check_pictures) as progress:
+    with _progress("opening pictures", form.quiet or not form.check_pictures) as progress:
         found = inspect(
             form.path,
             form.format,
