@@ -81,15 +81,19 @@ class EncoderConfig:
 @dataclass(frozen=True)
 class DecoderConfig:
     kind: Literal["lstm", "gru", "transformer"] = "lstm"
+    """What writes the words."""
     attention: Literal["none", "bahdanau", "luong"] = "luong"
     """How a recurrent decoder looks at the picture; a Transformer always looks, by dot product."""
     hidden: int = 512
+    """Width of the decoder."""
     embed: int = 0
     """Width of the word vectors (0: the same as hidden)."""
     layers: int = 1
+    """Layers of the decoder."""
     heads: int = 8
     """Attention heads (Transformer only)."""
     dropout: float = 0.3
+    """Share of the values left out at random while learning."""
     tie: bool = True
     """Share the word vectors between input and output."""
 
@@ -97,13 +101,17 @@ class DecoderConfig:
 @dataclass(frozen=True)
 class TrainingConfig:
     epochs: int = 12
+    """Times that every picture is learned from."""
     batch: int = 64
     """Pictures in a step."""
     captions: int = 1
     """Captions of a picture learned together in a step; they share one projection of its features."""
     rate: float = 1e-3
+    """Learning rate at its highest."""
     weight_decay: float = 1e-4
+    """Pull of every weight towards zero (AdamW)."""
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
+    """How the rate falls after the warm-up."""
     warmup: int = 100
     """Steps over which the rate rises to its full value."""
     step_epochs: int = 4
@@ -111,6 +119,7 @@ class TrainingConfig:
     drop: float = 0.5
     """Factor of a drop of the rate (schedules "step" and "plateau")."""
     label_smoothing: float = 0.1
+    """Share of the wanted word's probability that is spread over all words."""
     attention_weight: float = 0.0
     """Weight of the penalty that makes a caption look at every region about equally often over its length."""
     scheduled_sampling: float = 0.0
@@ -120,6 +129,7 @@ class TrainingConfig:
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the arithmetic; weights stay fp32, and fp16 scales its loss."""
     checkpointing: bool = False
     """Recompute instead of store: less memory, more time."""
     ema: float = 0.0
@@ -174,6 +184,7 @@ class Config:
     name: str = "captioner"
     """Part of the run folder's name."""
     seed: int = 0
+    """Seed of every random choice: the same seed, data and machine give the same run."""
     output: str = "runs"
     """Folder that holds the run folders."""
     device: str = "auto"

@@ -84,9 +84,8 @@ def _lines(what: str, total: int, unit: str, done: int) -> Advance:
         shown = now
         took = now - start
         left = "" if finished else f", {duration((total - done - count) * took / max(count, 1))} left"
+        share = 100 * (done + count) // total
         behind = f"  {note}" if note else ""
-        say(
-            f"{what}: {done + count}/{total} ({100 * (done + count) // total} %), {speed(count, took, unit)}{left}{behind}"
-        )
+        say(f"{what}: {done + count}/{total} ({share} %), {speed(count, took, unit)}{left}{behind}")
 
     return advance

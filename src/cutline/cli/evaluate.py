@@ -79,24 +79,29 @@ def show(results: dict[str, Scores]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("score", *results, box=None, pad_edge=False)
+    columns = {lang: _cells(scores) for lang, scores in results.items()}
+    table = Table("score", *columns, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    lines = {
-        **{f"BLEU-{n + 1}": (lambda s, n=n: f"{s.bleu[n]:.1f}") for n in range(4)},
-        "ROUGE-L": lambda s: f"{s.rouge_l:.1f}",
-        "CIDEr-D": lambda s: f"{s.cider:.1f}",
-        "distinct captions": lambda s: f"{s.diversity.distinct:.0%}",
-        "novel captions": lambda s: "" if s.diversity.novel is None else f"{s.diversity.novel:.0%}",
-        "words in a caption": lambda s: f"{s.diversity.mean_length:.1f}",
-        "vocabulary used": lambda s: str(s.diversity.vocabulary),
-    }
-    for name, cell in lines.items():
-        table.add_row(name, *(cell(scores) for scores in results.values()))
+    for name in next(iter(columns.values())):
+        table.add_row(name, *(cells[name] for cells in columns.values()))
     console = Console()
     console.print(table)
     for lang, scores in results.items():
         console.print(f"[dim]{lang}: {scores.signature}[/dim]", soft_wrap=True, highlight=False)
+
+
+def _cells(scores: Scores) -> dict[str, str]:
+    varied = scores.diversity
+    return {
+        **{f"BLEU-{n}": f"{value:.1f}" for n, value in enumerate(scores.bleu, 1)},
+        "ROUGE-L": f"{scores.rouge_l:.1f}",
+        "CIDEr-D": f"{scores.cider:.1f}",
+        "distinct captions": f"{varied.distinct:.0%}",
+        "novel captions": "" if varied.novel is None else f"{varied.novel:.0%}",
+        "words in a caption": f"{varied.mean_length:.1f}",
+        "vocabulary used": str(varied.vocabulary),
+    }
 
 
 def _corpus(given: Evaluate) -> Corpus:

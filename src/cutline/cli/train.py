@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import textwrap
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cutline import config as configuration
 from cutline.cli.arguments import parse
+from cutline.cli.evaluate import show
 from cutline.config import Config
 from cutline.errors import choose
 
@@ -52,6 +58,8 @@ class Switches:
     """Print all settings as a config file, and stop."""
     dry_run: bool = False
     """Check data, shapes, memory and disk, and say how long it will take, and stop."""
+    tensorboard: bool = False
+    """Also write every figure to RUN/tensorboard."""
     quiet: bool = False
     """Print nothing but the run folder."""
 
@@ -59,7 +67,7 @@ class Switches:
 def main(arguments: list[str]) -> int:
     given = parse(_form(), arguments, verb="train")
     if given.resume:
-        return _go_on(given.resume, given.quiet)
+        return _go_on(given)
     config = resolve(given)
     if given.print_config:
         print(configuration.to_toml(config), end="")
@@ -74,7 +82,7 @@ def main(arguments: list[str]) -> int:
     prepared = run.prepare(config, quiet=given.quiet)
     folder = run.create(prepared)
     print(folder, flush=True)
-    return _train(run.trainer(prepared, folder), given.quiet)
+    return _train(run.trainer(prepared, folder), prepared.corpus, given)
 
 
 def resolve(given: Any) -> Config:
@@ -87,7 +95,7 @@ def resolve(given: Any) -> Config:
     tables: dict[str, Any] = {}
     for flag, setting in FLAGS.items():
         value = getattr(given, flag)
-        if value is not None:
+        if value not in (None, False):
             *sections, key = setting.split(".")
             table = tables
             for section in sections:
@@ -97,33 +105,69 @@ def resolve(given: Any) -> Config:
 
 
 def _form() -> type[Any]:
-    """A form with a flag for each of FLAGS (nothing unless given), and the switches."""
-    hints = {"": get_type_hints(Config)}
-    fields = []
+    """A form with a flag for each of FLAGS (nothing unless given) and the switches, each with its own words."""
+    import tyro
+
+    fields: list[tuple[str, Any, Any]] = []
+    for switch in dataclasses.fields(Switches):
+        kind = get_type_hints(Switches)[switch.name]
+        fields.append((switch.name, Annotated[kind, tyro.conf.arg(help=_words(Switches, switch.name))], switch))
     for flag, setting in FLAGS.items():
-        section, _, key = setting.rpartition(".")
-        if section not in hints:
-            hints[section] = get_type_hints(hints[""][section])
-        fields.append((flag, hints[section][key] | None, dataclasses.field(default=None)))
-    own = [(f.name, get_type_hints(Switches)[f.name], f) for f in dataclasses.fields(Switches)]
-    made = dataclasses.make_dataclass("Train", [*own, *fields], frozen=True)
+        owner: Any = Config
+        *sections, key = setting.split(".")
+        for section in sections:
+            owner = get_type_hints(owner)[section]
+        kind = get_type_hints(owner)[key]
+        help = f"{_words(owner, key)} [{setting}]".strip()
+        if kind is bool:  # the flag turns it on; there is nothing to write behind it
+            fields.append((flag, Annotated[bool, tyro.conf.arg(help=help)], dataclasses.field(default=False)))
+            continue
+        shape = tyro.conf.arg(help=help, help_behavior_hint="", metavar=_shape(kind))
+        fields.append((flag, Annotated[kind | None, shape], dataclasses.field(default=None)))
+    made = dataclasses.make_dataclass("Train", fields, frozen=True)
     made.__doc__ = "Teach a captioner. The run folder is the first and the last line printed."
     return made
 
 
-def _go_on(folder: Path, quiet: bool) -> int:
+def _shape(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    return {str: "TEXT", int: "N", float: "X"}.get(kind, "TEXT …")
+
+
+@cache
+def _documented(owner: type[Any]) -> dict[str, str]:
+    """The words under each field of a dataclass, read from its source."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    words = {}
+    for field, after in pairwise(body.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(after, ast.Expr):
+            words[field.target.id] = " ".join(str(ast.literal_eval(after.value)).split())
+    return words
+
+
+def _words(owner: type[Any], key: str) -> str:
+    return _documented(owner).get(key, "")
+
+
+def _go_on(given: Any) -> int:
     from cutline.engine import run
 
-    trainer = run.resume(folder, quiet=quiet)
-    print(folder, flush=True)
-    return _train(trainer, quiet)
+    trainer, corpus = run.resume(given.resume, quiet=given.quiet)
+    print(given.resume, flush=True)
+    return _train(trainer, corpus, given)
 
 
-def _train(trainer: Any, quiet: bool) -> int:
-    from cutline.engine.finish import finish
+def _train(trainer: Any, corpus: Any, given: Any) -> int:
+    from cutline.cli.finish import finish
+    from cutline.engine.events import tensorboard
     from cutline.engine.loop import train
 
-    train(trainer, quiet=quiet)
-    finish(trainer.run, quiet=quiet)
+    sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard else []
+    train(trainer, *sinks, quiet=given.quiet)
+    judged = finish(trainer.run, corpus, trainer.task.config, "val", quiet=given.quiet)
+    if not given.quiet:
+        show({lang: each.scores for lang, each in judged.items()})
     print(trainer.run)
     return 0

@@ -149,7 +149,7 @@ def trainer(prepared: Prepared, run: Path) -> Trainer:
     return Trainer(prepared.task, prepared.batches, run, config.training, config.seed, prepared.device.torch)
 
 
-def resume(run: Path, *, quiet: bool = False) -> Trainer:
+def resume(run: Path, *, quiet: bool = False) -> tuple[Trainer, Corpus]:
     """A run as its newest valid checkpoint left it."""
     config = configuration.load(_file(run, "config.toml"))
     prepared = prepare(config, words=Words.load(_file(run, "words.json")), quiet=quiet)
@@ -164,7 +164,7 @@ def resume(run: Path, *, quiet: bool = False) -> Trainer:
     saved = checkpoint.latest(run / "checkpoints")
     found.restore(saved)
     say(f"resuming {run} at step {saved.step}", quiet=quiet)
-    return found
+    return found, prepared.corpus
 
 
 def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Words, Config]:
