@@ -39,13 +39,11 @@ def captions(seed: int = 0) -> tuple[list[str], list[list[str]]]:
 def rows() -> Iterator[Row]:
     predictions, references = captions()
     ids = range(PICTURES)
-    ours_in = predictions, references
     theirs_in = dict(zip(ids, references)), {id: [text] for id, text in zip(ids, predictions)}
 
     def ours(measure: Callable[[ngrams.Captions], object]) -> object:
         """From text to scores: splitting and numbering the words is part of the work."""
-        split = [text.split() for text in ours_in[0]]
-        return measure(ngrams.Captions.of(split, [[text.split() for text in group] for group in ours_in[1]]))
+        return measure(ngrams.Captions.of(map(str.split, predictions), (map(str.split, group) for group in references)))
 
     def theirs(scorer: Bleu | Cider | Rouge) -> object:
         with contextlib.redirect_stdout(io.StringIO()):

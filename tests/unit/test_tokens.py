@@ -74,17 +74,19 @@ def test_words_once_split_stay_as_they_are() -> None:
 
 
 @pytest.mark.data
-def test_agrees_with_the_java_tokenizer_on_real_captions(tmp_path: Path) -> None:
+def test_agrees_with_the_java_tokenizer_on_real_captions() -> None:
     if shutil.which("java") is None:
         pytest.skip("there is no java")
     flickr, coco = DATA / "flickr8k/Flickr8k.token.txt", DATA / "coco/annotations/captions_val2017.json"
     if not flickr.exists() or not coco.exists():
         pytest.skip(f"there is no Flickr8k or COCO in {DATA}")
-    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    from pycocoevalcap.tokenizer import ptbtokenizer
 
+    if not os.access(Path(ptbtokenizer.__file__).parent, os.W_OK):
+        pytest.skip("pycocoevalcap hands its text to java in its own folder, which cannot be written")
     texts = [line.split("\t", 1)[1] for line in flickr.read_text(encoding="utf-8").splitlines()]
     texts += [row["caption"] for row in json.loads(coco.read_bytes())["annotations"]]
-    theirs = PTBTokenizer().tokenize({0: [{"caption": text} for text in texts]})[0]
+    theirs = ptbtokenizer.PTBTokenizer().tokenize({0: [{"caption": text} for text in texts]})[0]
     # The Java tokenizer joins "22 3/4" by a space that does not break; scorers split there again.
     different = [text for text, words in zip(texts, theirs, strict=True) if tokenize(text) != words.split()]
     assert len(texts) > 60_000

@@ -7,10 +7,12 @@ every picture's candidate first (caption `p` is picture `p`'s candidate), then a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from array import array
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,16 +56,19 @@ class Captions:
     pictures: int
 
     @classmethod
-    def of(cls, candidates: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Captions:
-        """Number the words of each picture's candidate and references."""
-        captions = [*candidates, *chain.from_iterable(references)]
-        lengths = np.fromiter(map(len, captions), np.int64, len(captions))
-        texts = list(chain.from_iterable(captions))
-        number = {word: i for i, word in enumerate(dict.fromkeys(texts))}
-        words = np.fromiter(map(number.__getitem__, texts), np.int64, len(texts))
-        pictures = np.arange(len(candidates))
-        picture = np.concatenate([pictures, np.repeat(pictures, [len(group) for group in references])])
-        return cls(words, lengths, picture, len(candidates))
+    def of(cls, candidates: Iterable[Sequence[str]], references: Iterable[Iterable[Sequence[str]]]) -> Captions:
+        """Number the words of each picture's candidate and references, a caption at a time."""
+        number: defaultdict[str, int] = defaultdict(itertools.count().__next__)
+        words = array("q")
+        lengths: list[int] = []
+        picture: list[int] = []
+        alone = ((candidate,) for candidate in candidates)
+        for of, group in itertools.chain(enumerate(alone), enumerate(references)):
+            for caption in group:
+                words.extend(map(number.__getitem__, caption))
+                lengths.append(len(caption))
+                picture.append(of)
+        return cls(np.array(words), np.array(lengths), np.array(picture), max(picture, default=-1) + 1)
 
     @cached_property
     def counts(self) -> tuple[Counts, ...]:
@@ -209,10 +214,9 @@ def _common_lengths(captions: Captions) -> Ints:
         for _ in range(number):
             caption = next(references)
             row = full
-            for word in words[starts[caption] : ends[caption]]:
-                if word in places:
-                    match = row & places[word]
-                    row = (row + match) | (row - match)
+            for place in filter(None, map(places.get, words[starts[caption] : ends[caption]])):
+                match = row & place
+                row = (row + match) | (row - match)
             both_empty = not full and starts[caption] == ends[caption]
             common.append(1 if both_empty else (~row & full).bit_count())
     return np.array(common, np.int64)

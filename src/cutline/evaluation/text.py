@@ -84,7 +84,7 @@ def score(
     ids = _pictures(predictions, references, common)
     words = str.split if pretokenized else tokenize
     candidates = [words(predictions[id]) for id in ids]
-    captions = ngrams.Captions.of(candidates, [[words(text) for text in references[id]] for id in ids])
+    captions = ngrams.Captions.of(candidates, (map(words, references[id]) for id in ids))
     bleu, bleu_each = ngrams.bleu(captions)
     rouge, rouge_each = ngrams.rouge_l(captions)
     cider, cider_each = ngrams.cider(captions)
