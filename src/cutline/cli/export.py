@@ -10,7 +10,7 @@ import tyro
 
 from cutline.cli.arguments import parse
 from cutline.console import say
-from cutline.errors import ConfigError, DataError
+from cutline.errors import ConfigError, DataError, require
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> int:
         raise ConfigError(f"{out} is already there", fix="--out another place, or --force to replace it")
     if given.check < 0:
         raise ConfigError(f"--check {given.check}", expected="0 or more")
-
+    require("torch", "train", "exporting")
     from cutline.engine.run import load_captioner
     from cutline.export import check_bundle, export_bundle
 

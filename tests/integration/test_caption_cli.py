@@ -1,0 +1,188 @@
+"""`cutline caption` as people run it: real processes, real files, a bundle that a tiny run left."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_run: Path) -> Path:
+    return tiny_run / "bundle"
+
+
+@pytest.fixture(scope="module")
+def photos(scenes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five pictures, and one that is none."""
+    folder = tmp_path_factory.mktemp("photos")
+    found = sorted(path for path in scenes_folder.rglob("*.png"))[:5]
+    for number, path in enumerate(found):
+        shutil.copy(path, folder / f"photo {number}.png")
+    return folder
+
+
+@pytest.fixture
+def mixed(photos: Path, tmp_path: Path) -> Path:
+    folder = shutil.copytree(photos, tmp_path / "mixed")
+    (folder / "photo 2.png").write_bytes(b"not a picture")
+    return folder
+
+
+def texts(lines: str) -> list[str]:
+    return [json.loads(line)["captions"][0]["text"] for line in lines.splitlines()]
+
+
+def test_one_picture_gives_its_caption_and_nothing_else(run_cutline, bundle: Path, photos: Path) -> None:
+    done = run_cutline("caption", photos / "photo 0.png", "--model", bundle)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stdout.strip()
+
+
+def test_folder_glob_list_and_files_are_the_same_pictures(run_cutline, bundle: Path, photos: Path) -> None:
+    files = [photos / f"photo {number}.png" for number in range(5)]
+    options = ("--model", bundle, "--format", "jsonl")
+    folder = run_cutline("caption", photos, *options)
+    assert folder.returncode == 0, folder.stderr
+    rows = [json.loads(line) for line in folder.stdout.splitlines()]
+    assert [row["path"] for row in rows] == [str(file) for file in files]
+    assert all(row.keys() == {"path", "captions"} for row in rows)
+    assert all(caption.keys() == {"text", "score", "lang"} for row in rows for caption in row["captions"])
+    assert run_cutline("caption", photos / "*.png", *options).stdout == folder.stdout
+    assert run_cutline("caption", *files, *options).stdout == folder.stdout
+    listed = run_cutline("caption", "-", *options, input="".join(f"{file}\n" for file in files) + "\n")
+    assert listed.stdout == folder.stdout
+    text = run_cutline("caption", photos, "--model", bundle)
+    assert text.stdout.splitlines() == [f"{f}: {t}" for f, t in zip(files, texts(folder.stdout))]
+
+
+def test_bytes_on_standard_input_are_a_picture(run_cutline, bundle: Path, photos: Path) -> None:
+    file = photos / "photo 1.png"
+    expected = run_cutline("caption", file, "--model", bundle).stdout
+    for name, options in (("png", {}), ("webp", {"lossless": True}), ("bmp", {}), ("ppm", {})):
+        data = io.BytesIO()
+        Image.open(file).convert("RGB").save(data, name, **options)
+        done = subprocess.run(
+            [sys.executable, "-m", "cutline", "caption", "-", "--model", str(bundle)],
+            input=data.getvalue(),
+            capture_output=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.decode() == expected
+
+
+def test_a_broken_picture_is_named_and_the_others_go_on(run_cutline, bundle: Path, mixed: Path) -> None:
+    done = run_cutline("caption", mixed, mixed / "photo 0.png", "--model", bundle, "--format", "jsonl")
+    assert done.returncode == 1
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 6
+    assert rows[2].keys() == {"path", "error"}
+    assert all(row["captions"] for number, row in enumerate(rows) if number != 2)
+    assert "photo 2.png" in done.stderr
+    assert "1 of 6" in done.stderr
+    assert "Traceback" not in done.stderr
+    listed = run_cutline("caption", "-", "--model", bundle, input=f"absent.png\n{mixed / 'photo 0.png'}\n")
+    assert listed.returncode == 1
+    assert listed.stdout.startswith(str(mixed / "photo 0.png"))
+
+
+def test_formats_and_options(run_cutline, bundle: Path, photos: Path) -> None:
+    done = run_cutline(
+        "caption", photos, "--model", bundle, "--format", "json", "--num", 3, "--lang", "de", "--attention"
+    )
+    rows = json.loads(done.stdout)
+    assert len(rows) == 5
+    for row in rows:
+        captions = row["captions"]
+        assert len(captions) == 3
+        assert {caption["lang"] for caption in captions} == {"de"}
+        for caption in captions:
+            assert " ".join(look["word"] for look in caption["attention"]).split()
+            weights = [sum(map(sum, look["weights"])) for look in caption["attention"]]
+            assert weights == pytest.approx([1] * len(weights), abs=0.01)
+    table = run_cutline("caption", photos, "--model", bundle, "--format", "csv", "--beam", 1)
+    assert len(list(csv.DictReader(io.StringIO(table.stdout)))) == 5
+    draws = [
+        run_cutline("caption", photos, "--model", bundle, "--method", "sample", "--seed", seed).stdout
+        for seed in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_output_file_is_whole_and_never_overwritten(run_cutline, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new folder" / "captions.jsonl"
+    options = ("--model", bundle, "--format", "jsonl", "--out", out)
+    done = run_cutline("caption", photos, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert len(texts(out.read_text())) == 5
+    assert [file.name for file in out.parent.iterdir()] == [out.name]
+    before = out.read_bytes()
+    refused = run_cutline("caption", photos / "photo 0.png", *options)
+    assert refused.returncode == 2
+    assert "already there" in refused.stderr
+    assert out.read_bytes() == before
+    forced = run_cutline("caption", photos / "photo 0.png", *options, "--force")
+    assert forced.returncode == 0
+    assert len(texts(out.read_text())) == 1
+    failed = run_cutline("caption", tmp_path / "absent.png", *options, "--force")
+    assert failed.returncode == 2
+    assert len(texts(out.read_text())) == 1
+    assert [file.name for file in out.parent.iterdir()] == [out.name]
+
+
+def test_model_is_found_or_its_absence_explained(run_cutline, tiny_run: Path, photos: Path, tmp_path: Path) -> None:
+    none = run_cutline("caption", photos, cwd=tmp_path)
+    assert none.returncode == 2
+    assert "cutline demo" in none.stderr
+    shutil.copytree(tiny_run / "bundle", tmp_path / "runs" / "old" / "bundle")
+    os.utime(tmp_path / "runs" / "old" / "bundle" / "bundle.json", (1, 1))
+    shutil.copytree(tiny_run / "bundle", tmp_path / "runs" / "new" / "bundle")
+    found = run_cutline("caption", photos, cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    assert str(Path("runs/new/bundle")) in found.stderr
+    wrong = run_cutline("caption", photos, "--model", tmp_path / "runs" / "none")
+    assert wrong.returncode == 2
+    assert "there is no bundle" in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "no pictures"),
+        (("nowhere.png",), "nowhere.png"),
+        (("none/*.png",), "none/*.png"),
+        (("-", "x.png"), "-"),
+        ((".", "--lang", "xx"), "en"),
+        ((".", "--num", "0"), "num"),
+        ((".", "--batch", "0"), "batch"),
+        ((".", "--attention"), "jsonl"),
+        ((".", "--formatt", "csv"), "--format"),
+        ((".", "--format", "xml"), "jsonl"),
+    ],
+)
+def test_mistakes_are_said_without_a_traceback(run_cutline, bundle: Path, photos: Path, arguments, said: str) -> None:
+    done = run_cutline("caption", *arguments, "--model", bundle, cwd=photos, input="")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_reader_that_goes_away_is_no_error(bundle: Path, photos: Path) -> None:
+    command = f"'{sys.executable}' -m cutline caption '{photos}' --model '{bundle}' | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

@@ -1,0 +1,102 @@
+"""Captions as text, JSON, JSON lines and CSV, read back by the libraries that others would use."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cutline.errors import DataError
+from cutline.predict import Caption, Captioned
+from cutline.writers import WRITERS, bare
+
+
+def caption(text: str, score: float = -0.5, lang: str = "en", **more) -> Caption:
+    return Caption(text, score, lang, tuple(text.split()), **more)
+
+
+AWKWARD = 'a "dog", with\ttwo; bones\u2028and a line'
+RESULTS = [
+    Captioned(Path("one.jpg"), caption("a dog", alternatives=(caption("a cat", -1.25),)), None),
+    Captioned(Path("two, or more.jpg"), None, DataError("two, or more.jpg: damaged: bad\nheader", fix="again")),
+    Captioned(Path("drei.jpg"), caption(AWKWARD, lang="de"), None),
+]
+
+
+def written(format: str, results=RESULTS) -> str:
+    return "".join(WRITERS[format](results))
+
+
+def test_text_has_a_line_a_caption() -> None:
+    assert written("text") == f"one.jpg: a dog\none.jpg: a cat\ndrei.jpg: {AWKWARD}\n"
+    assert "".join(bare(RESULTS[:2])) == "a dog\na cat\n"
+
+
+def test_json_lines_are_exactly_these() -> None:
+    lines = [line for line in written("jsonl").split("\n") if line]
+    assert [json.loads(line) for line in lines] == [
+        {
+            "path": "one.jpg",
+            "captions": [
+                {"text": "a dog", "score": -0.5, "lang": "en"},
+                {"text": "a cat", "score": -1.25, "lang": "en"},
+            ],
+        },
+        {"path": "two, or more.jpg", "error": "damaged: bad\nheader"},
+        {"path": "drei.jpg", "captions": [{"text": AWKWARD, "score": -0.5, "lang": "de"}]},
+    ]
+
+
+def test_json_is_the_list_of_them() -> None:
+    assert json.loads(written("json")) == [json.loads(line) for line in written("jsonl").split("\n") if line]
+    assert json.loads(written("json", [])) == []
+
+
+def test_csv_survives_commas_quotes_and_line_breaks() -> None:
+    rows = list(csv.DictReader(io.StringIO(written("csv"), newline="")))
+    assert [row["path"] for row in rows] == ["one.jpg", "one.jpg", "two, or more.jpg", "drei.jpg"]
+    assert rows[3] == {"path": "drei.jpg", "caption": AWKWARD, "score": "-0.500000", "lang": "de", "error": ""}
+    assert rows[2]["error"] == "damaged: bad\nheader"
+
+
+def test_attention_stands_with_its_word() -> None:
+    looks = np.array([[[0.25, 0.75], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]], np.float32)
+    (line,) = WRITERS["jsonl"]([Captioned(Path("a.png"), caption("a dog", attention=looks), None)])
+    assert json.loads(line)["captions"][0]["attention"] == [
+        {"word": "a", "weights": [[0.25, 0.75], [0.0, 0.0]]},
+        {"word": "dog", "weights": [[1.0, 0.0], [0.0, 0.0]]},
+    ]
+
+
+@pytest.mark.parametrize("format", ["json", "jsonl"])
+def test_json_is_valid_whatever_the_score_or_the_name(format: str) -> None:
+    strange = Path(os.fsdecode(b"caf\xe9.jpg"))
+    text = written(format, [Captioned(strange, caption("", -math.inf), None)])
+    text.encode("utf-8")
+    loaded = json.loads(text)
+    row = loaded[0] if format == "json" else loaded
+    assert row["path"] == str(strange)
+    assert row["captions"] == [{"text": "", "score": None, "lang": "en"}]
+
+
+@pytest.mark.parametrize("format", sorted(WRITERS))
+def test_results_are_written_as_they_come(format: str) -> None:
+    passed = 0
+
+    def coming():
+        nonlocal passed
+        for result in RESULTS:
+            passed += 1
+            yield result
+
+    pieces = WRITERS[format](coming())
+    seen = ""
+    while "a dog" not in seen:
+        seen += next(pieces)
+    assert passed == 1
