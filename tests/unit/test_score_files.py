@@ -79,6 +79,7 @@ def test_one_language_of_several(tmp_path: Path) -> None:
         ('image,caption\n1.jpg,"a dog\n2.jpg,b\n', ":2: malformed row"),
         ("image,caption\n1.jpg,a\n1.jpg,b\n", ":3: second prediction: '1.jpg' has one already, line 2"),
         ("image,caption\n,a\n", ":2: no picture named"),
+        ('image,caption\n1.jpg,"a\nb"\n\n2.jpg\n', ":5: malformed row: 1 values for 2 columns"),
         ('[\n{"image_id": 1, "caption": "a"},\n{"image_id": 2 "caption": "b"}\n]', ":3: not JSON"),
         ('[{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}]', "'1' has one already, entry 1"),
         ('[{"image_id": 1}]', "no caption: null is not text (entry 1)"),

@@ -162,6 +162,8 @@ def test_pictures_on_one_side_only_are_named() -> None:
     assert "'lost'" in str(caught.value)
     assert "'new'" in str(caught.value)
     assert "no prediction" in str(caught.value)
+    with pytest.raises(DataError, match="no references for 1 picture"):
+        score({"1": "a", "new": "b"}, {"1": ["a"]})
     many = {str(i): ["a"] for i in range(1000)}
     with pytest.raises(DataError) as caught:
         score({"0": "a"}, many)

@@ -150,9 +150,7 @@ def cider(captions: Captions) -> tuple[float, Floats]:
     """CIDEr-D of the corpus and of each picture, 0 to 10; document frequencies are the references' own."""
     pictures = captions.pictures
     of = captions.picture[pictures:]
-    # The reference implementation measures length in bigrams.
-    bigrams = np.maximum(captions.lengths - 1, 0)
-    difference = bigrams[of] - bigrams[pictures:]
+    difference = captions.lengths[of] - captions.lengths[pictures:]
     similar = sum(_cosines(counts, captions) for counts in captions.counts) / ORDERS
     similar = similar * np.exp(-(difference**2) / (2 * SIGMA**2))
     each = 10 * np.bincount(of, similar, minlength=pictures) / np.bincount(of, minlength=pictures)
