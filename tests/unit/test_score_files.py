@@ -32,6 +32,7 @@ FORMS = {
     "csv, other names": '"Caption";"ID"\r\n"a dog";1.jpg\r\n"two cats";2.jpg\r\n',
     "tsv": "path\tscore\ttext\n1.jpg\t1\ta dog\n2.jpg\t2\ttwo cats",
     "with a byte order mark": "\ufeffimage,caption\n1.jpg,a dog\n2.jpg,two cats\n",
+    "line ends of old": "image,caption\r1.jpg,a dog\r2.jpg,two cats\r",
     "id only numbers rows": "id,image,caption\n0,1.jpg,a dog\n1,2.jpg,two cats\n",
 }
 
@@ -50,6 +51,18 @@ def test_whole_numbers_are_ids_and_empty_captions_are_captions(tmp_path: Path) -
         "1.jpg": "a\ndog",
         "2.jpg": "",
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"path": "1.jpg", "captions": [{"text": "a dog"}]}\n{"path": "2.jpg", "error": "empty file"}\n',
+        '[{"path": "1.jpg", "captions": [{"text": "a dog"}]}, {"path": "2.jpg", "error": "empty file"}]',
+        "path,caption,score,lang,error\n1.jpg,a dog,-1,en,\n2.jpg,,,,empty file\n",
+    ],
+)
+def test_a_picture_that_could_not_be_captioned_has_no_prediction(text: str, tmp_path: Path) -> None:
+    assert read_predictions(write(tmp_path, text)) == {"1.jpg": "a dog"}
 
 
 def test_one_row_of_jsonl_is_not_an_object_of_captions(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import sys
 import tempfile
 from collections import Counter
@@ -55,6 +56,8 @@ class _Row:
     name: Any
     caption: Any
     lang: str = UNKNOWN_LANGUAGE
+    failed: bool = False
+    """The system wrote an error in place of a caption, so there is no prediction."""
 
 
 # Predictions ------------------------------------------------------------------------------------------------------
@@ -71,7 +74,7 @@ def read_predictions(source: str, lang: str = "") -> dict[str, str]:
     captions: dict[str, str] = {}
     places: dict[str, str] = {}
     for row in _rows(text, label, problems):
-        if lang and row.lang not in (lang, UNKNOWN_LANGUAGE):
+        if row.failed or (lang and row.lang not in (lang, UNKNOWN_LANGUAGE)):
             continue
         place = f"line {row.line}" if row.line else row.where
         try:
@@ -126,7 +129,8 @@ def _row(item: Any, line: int | None, where: str = "") -> _Row:
     values = {str(key).strip().lower(): value for key, value in item.items()}
     name = next((values[key] for key in _NAMES if key in values), None)
     caption = next((values[key] for key in _CAPTIONS if key in values), None)
-    return _Row(line, where, name, caption, str(values.get("lang") or UNKNOWN_LANGUAGE))
+    lang = str(values.get("lang") or UNKNOWN_LANGUAGE)
+    return _Row(line, where, name, caption, lang, failed=bool(values.get("error")) and not caption)
 
 
 def _json_lines(lines: list[tuple[int, str]], label: Path, problems: list[Problem]) -> Iterator[_Row]:
@@ -138,7 +142,7 @@ def _json_lines(lines: list[tuple[int, str]], label: Path, problems: list[Proble
 
 
 def _table(text: str, label: Path, problems: list[Problem]) -> Iterator[_Row]:
-    delimiter, header = csv_header(text.split("\n", 1)[0].removesuffix("\r"))
+    delimiter, header = csv_header(re.split(r"[\r\n]", text, maxsplit=1)[0])
     names = [name.lower() for name in header]
     if not _has_name_and_caption(names):
         found = ", ".join(f"'{name}'" for name in header)
