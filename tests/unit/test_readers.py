@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cutline.data.corpus import Corpus, Sample
+from cutline.data.files import read_lines
 from cutline.data.readers import FORMATS, detect, read_corpus
 from cutline.errors import ConfigError, DataError
 
@@ -371,6 +372,11 @@ def test_json_that_is_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "captions_x.json").write_text(content)
     with pytest.raises(DataError, match=r"captions_x\.json"):
         read_corpus(tmp_path, "coco")
+
+
+def test_lines_end_only_where_lines_end(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo\u2028still two\x85\nthree".encode())
+    assert read_lines(tmp_path / "a.txt", pytest.fail) == ["one", "two\u2028still two\x85", "three"]
 
 
 # Folders ------------------------------------------------------------------------------------------------------------

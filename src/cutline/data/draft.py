@@ -6,13 +6,13 @@ import hashlib
 import os
 import posixpath
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
+from cutline.data.files import folded, folder_name, spellings, writable
 from cutline.errors import DataError
 
 UNKNOWN_LANGUAGE = "und"
@@ -66,7 +66,7 @@ class Draft:
         """What a person should know of how it was read, though nothing is wrong."""
         self._languages_seen: dict[str, None] = {}
         self._read_all = True
-        self._home = _folder(root).rstrip("/") + "/"
+        self._home = folder_name(root).rstrip("/") + "/"
         self._homes: dict[Path, str] = {}
         """Each file's folder."""
         self._named: dict[tuple[str, str], Entry | None] = {}
@@ -82,7 +82,7 @@ class Draft:
     def picture(self, name: str, file: Path, line: int | None) -> Entry | None:
         """The entry of the picture that `file` names; None where there is no such picture (noted once)."""
         if (home := self._homes.get(file)) is None:
-            home = self._homes[file] = _folder(file.parent)
+            home = self._homes[file] = folder_name(file.parent)
         key = (name, home)
         if key not in self._named:
             self._named[key] = self._new(name, home, file, line)
@@ -104,13 +104,13 @@ class Draft:
 
     def has(self, name: str, file: Path) -> bool:
         """Whether there is a picture of that name, which need not be."""
-        home = _folder(file.parent)
+        home = folder_name(file.parent)
         inside = self._inside(name, home)
         return bool(inside and self._find(inside, home))
 
     def found(self, path: str, file: Path, line: int | None, name: str = "") -> Entry | None:
         """The entry of a picture that is known to be there, by its path below the root."""
-        if not _sound(path):
+        if not writable(path):
             plain = path.encode("utf-8", "backslashreplace").decode()
             self.problem(self.root, None, f"file name not in UTF-8: {plain}")
             return None
@@ -149,8 +149,8 @@ class Draft:
         """`name` as the folder spells it: exactly, or but for case and Unicode form; empty if it is not there."""
         folder, _, base = name.rpartition("/")
         if folder not in self._listings:
-            self._listings[folder] = _listing(self.root / folder)
-        real = self._listings[folder].get(base) or self._listings[folder].get(_folded(base), "")
+            self._listings[folder] = spellings(self.root / folder)
+        real = self._listings[folder].get(base) or self._listings[folder].get(folded(base), "")
         return posixpath.join(folder, real) if real else ""
 
     # What is known about a picture ------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ class Draft:
         """Add a caption; `lang` is empty where the source does not say."""
         entry.described = True
         text = " ".join(text.split())
-        if not text or not _sound(text):
+        if not text or not writable(text):
             self.problem(file, line, f"{'broken characters in a' if text else 'empty'} caption: {entry.name}")
             return
         self._languages_seen[lang] = None
@@ -281,53 +281,3 @@ def summary(source: str, problems: Sequence[Problem], listed: int = _LISTED) -> 
 
 def kind(problem: Problem) -> str:
     return problem.message.partition(":")[0]
-
-
-def read_lines(file: Path, draft: Draft) -> list[str]:
-    """The lines of a UTF-8 file, without their ends; one that is not UTF-8 is noted and left empty."""
-    try:
-        data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{file} is UTF-16", fix="save it as UTF-8")
-    try:
-        lines = data.decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        lines = []
-        for number, line in enumerate(data.split(b"\n"), 1):
-            try:
-                lines.append(line.decode("utf-8"))
-            except UnicodeDecodeError as error:
-                byte = line[error.start]
-                draft.problem(file, number, f"not UTF-8: byte 0x{byte:02x} at column {error.start + 1}")
-                lines.append("")
-    # Only real line ends: a caption may hold characters that `splitlines` would break it at.
-    return [line.removesuffix("\r") for line in lines]
-
-
-def _folder(path: Path) -> str:
-    return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100  # `Path.absolute` keeps every "..", which names have too
-
-
-def _sound(text: str) -> bool:
-    """Whether it can be written: JSON may hold half a character, and Linux any bytes in a file's name."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
-
-
-def _folded(name: str) -> str:
-    """Alike for names that differ in case, or in how accents are composed, as other systems may have written them."""
-    return "\0" + unicodedata.normalize("NFC", name).casefold()
-
-
-def _listing(folder: Path) -> dict[str, str]:
-    """The files in a folder: each by its name, and by its folded name where only one has it."""
-    try:
-        names = [entry.name for entry in os.scandir(folder)]
-    except OSError:
-        return {}
-    listing: dict[str, str] = {}
-    for name in names:
-        folded = _folded(name)
-        listing[folded] = "" if folded in listing else name
-    return {**listing, **{name: name for name in names}}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cutline.data.draft import Draft, Entry, read_lines, split_in, split_named
+from cutline.data.draft import Draft, Entry, split_in, split_named
+from cutline.data.files import files_in, folders, read_lines
 from cutline.data.images import is_picture, walk
 from cutline.data.tables import csv_header, read_csv_file
 from cutline.errors import DataError
@@ -27,7 +27,7 @@ def token_files(path: Path) -> dict[Path, str]:
         match = _TOKENS.fullmatch(path.name)
         return {path: match["lang"] or "en"} if match else {}
     for folder in (path, *folders(path)):
-        files = {file: match for file in _files(folder) if (match := _TOKENS.fullmatch(file.name))}
+        files = {file: match for file in files_in(folder, ".token", ".txt") if (match := _TOKENS.fullmatch(file.name))}
         if files:
             return dict(sorted(((file, m["lang"] or "en") for file, m in files.items()), key=lambda f: f[1] != "en"))
     return {}
@@ -68,10 +68,10 @@ def _flickr_splits(folder: Path, draft: Draft) -> tuple[dict[str, str], dict[str
     """Picture -> split, and picture -> where that stands."""
     splits: dict[str, str] = {}
     places: dict[str, tuple[Path, int]] = {}
-    for file in _files(folder):
+    for file in files_in(folder, "images.txt"):
         if match := _SPLIT_FILE.fullmatch(file.name):
             split = split_named(match["split"]) or ""
-            for line, text in enumerate(read_lines(file, draft), 1):
+            for line, text in enumerate(read_lines(file, draft.problem), 1):
                 name = text.strip()
                 if name and splits.setdefault(name, split) != split:
                     first = ":".join(map(str, places[name]))
@@ -85,7 +85,7 @@ def _read_tokens(file: Path, lang: str, splits: dict[str, str], draft: Draft) ->
     """Reads `name.jpg#0<TAB>caption` lines; returns the pictures that no split file names."""
     left_out: set[str] = set()
     seen: dict[str, int] = {}
-    for line, text in enumerate(read_lines(file, draft), 1):
+    for line, text in enumerate(read_lines(file, draft.problem), 1):
         if not text.strip():
             continue
         key, tab, caption = text.partition("\t")
@@ -109,7 +109,7 @@ def json_files(path: Path, kind: str) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix.lower() == ".json" and json_kind(path) == kind else []
     places = [path, path / "annotations"]
-    found = [file for place in places if place.is_dir() for file in _files(place) if file.suffix.lower() == ".json"]
+    found = [file for place in places if place.is_dir() for file in files_in(place, ".json")]
     named = [file for file in found if file.name.startswith("captions_" if kind == "coco" else "dataset")]
     return [file for file in named or found if json_kind(file) == kind]
 
@@ -117,7 +117,7 @@ def json_files(path: Path, kind: str) -> list[Path]:
 def _json_to_read(path: Path, kind: str) -> list[Path]:
     files = [path] if path.is_file() else json_files(path, kind)
     if not files:
-        names = ", ".join(file.name for file in _files(path) if file.suffix.lower() == ".json") or "no JSON"
+        names = ", ".join(file.name for file in files_in(path, ".json")) or "no JSON"
         raise DataError(f"no JSON of the kind '{kind}' in {path}: found {names}")
     return files
 
@@ -243,7 +243,7 @@ def _read_sidecar(file: Path, owners: dict[str, list[Entry]], draft: Draft) -> N
             draft.problem(file, None, what)
         return
     entry = pictures[0]
-    lines = [(number, text) for number, text in enumerate(read_lines(file, draft), 1) if text.strip()]
+    lines = [(number, text) for number, text in enumerate(read_lines(file, draft.problem), 1) if text.strip()]
     for number, text in lines:
         draft.caption(entry, text, draft.language(lang), file, number)
     if not lines:
@@ -254,7 +254,7 @@ def read_classes(path: Path, draft: Draft) -> None:
     """A folder for each class, perhaps in a folder for each split."""
     by_split = _division(path)
     for top in [path / name for name in by_split] or [path]:
-        for name in sorted(filter(is_picture, (file.name for file in _files(top)))):
+        for name in filter(is_picture, (file.name for file in files_in(top, ""))):
             draft.problem(top / name, None, "picture outside a class folder: it has no label")
         for folder in folders(top):
             found = False
@@ -272,12 +272,3 @@ def _division(path: Path) -> dict[str, str]:
     """Folder -> split, if the folders in `path` are splits and nothing else."""
     splits = {folder.name: split_named(folder.name) for folder in folders(path)}
     return {name: split for name, split in splits.items() if split} if all(splits.values()) else {}
-
-
-def folders(path: Path) -> list[Path]:
-    inside = path.iterdir() if path.is_dir() else ()
-    return sorted(f for f in inside if f.is_dir() and not f.name.startswith((".", "__MACOSX")))
-
-
-def _files(path: Path) -> Iterator[Path]:
-    return (file for file in sorted(path.iterdir()) if not file.name.startswith("."))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cutline.data.corpus import Corpus
 from cutline.data.draft import Draft
+from cutline.data.files import files_in, folders
 from cutline.data.formats import (
     captions_txt,
-    folders,
     json_files,
     read_classes,
     read_coco,
@@ -35,8 +35,9 @@ class Format:
 
 def _ending(*endings: str) -> Callable[[Path], str]:
     def sign(path: Path) -> str:
-        files = [path] if path.is_file() else path.iterdir()
-        return ", ".join(sorted(f.name for f in files if f.suffix.lower() in endings and not f.name.startswith(".")))
+        if path.is_file():
+            return path.name if path.name.lower().endswith(endings) else ""
+        return _names(files_in(path, *endings))
 
     return sign
 
@@ -56,8 +57,10 @@ def _folder_sign(path: Path) -> str:
 
 
 def _classes_sign(path: Path) -> str:
-    inside = [folder.name for folder in folders(path) if any(is_picture(n) for _, names in walk(folder) for n in names)]
-    return f"folders of pictures: {', '.join(inside[:3])}{', …' * (len(inside) > 3)}" if inside else ""
+    for folder in folders(path) if path.is_dir() else ():
+        if any(is_picture(name) for _, names in walk(folder) for name in names):
+            return f"{folder.name} and the pictures in it"
+    return ""
 
 
 FORMATS: dict[str, Format] = {
@@ -83,7 +86,7 @@ FORMATS: dict[str, Format] = {
         read_classes, _classes_sign, "a folder of pictures for each class, perhaps below train, val and test"
     ),
 }
-# Any table of captions stands before what the mere arrangement of pictures would suggest.
+# Only looked for where there is no table of captions: pictures lie in some arrangement always.
 _BY_ARRANGEMENT = ("folder", "classes")
 
 

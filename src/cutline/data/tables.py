@@ -11,7 +11,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cutline.data.draft import UNKNOWN_LANGUAGE, Draft, Entry, read_lines, split_in
+from cutline.data.draft import UNKNOWN_LANGUAGE, Draft, Entry, split_in
+from cutline.data.files import files_in, read_lines
 from cutline.errors import DataError
 
 _NAMES = {
@@ -67,7 +68,7 @@ def read_csv(path: Path, draft: Draft) -> None:
 
 def read_csv_file(file: Path, draft: Draft, language: str, only: dict[str, str] | None = None) -> None:
     """Rows of one file. With `only`, other pictures than those of its keys are passed over."""
-    lines = read_lines(file, draft)
+    lines = read_lines(file, draft.problem)
     try:
         delimiter, header = csv_header(lines[0])
         meaning = columns(header)
@@ -117,7 +118,7 @@ def _csv_rows(lines: list[str], mark: str, file: Path, draft: Draft) -> Iterator
 def read_jsonl(path: Path, draft: Draft) -> None:
     for file in table_files(path, (".jsonl", ".ndjson")):
         split = split_in(file.stem)
-        for line, text in enumerate(read_lines(file, draft), 1):
+        for line, text in enumerate(read_lines(file, draft.problem), 1):
             if not text.strip():
                 continue
             try:
@@ -194,8 +195,7 @@ def table_files(path: Path, endings: Iterable[str]) -> list[Path]:
     """The one table in a folder, or one for each split ("train.csv", "val.csv")."""
     if path.is_file():
         return [path]
-    found = sorted(file for file in path.iterdir() if file.suffix.lower() in endings and file.is_file())
-    found = [file for file in found if not file.name.startswith(".")]
+    found = files_in(path, *endings)
     splits = [split_in(file.stem) for file in found]
     if len(found) > 1 and (None in splits or len(set(splits)) < len(splits)):
         raise DataError(

@@ -1,0 +1,80 @@
+"""Files and folders as readers see them: their text, their names, and how those names may be spelt."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+from cutline.errors import DataError
+
+
+def read_lines(file: Path, problem: Callable[[Path, int, str], None]) -> list[str]:
+    """The lines of a UTF-8 file, without their ends; one that is not UTF-8 is noted and left empty."""
+    try:
+        data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{file} is UTF-16", fix="save it as UTF-8")
+    try:
+        lines = data.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        lines = []
+        for number, line in enumerate(data.split(b"\n"), 1):
+            try:
+                lines.append(line.decode("utf-8"))
+            except UnicodeDecodeError as error:
+                byte = line[error.start]
+                problem(file, number, f"not UTF-8: byte 0x{byte:02x} at column {error.start + 1}")
+                lines.append("")
+    # Only real line ends: a caption may hold characters that `splitlines` would break it at.
+    return [line.removesuffix("\r") for line in lines]
+
+
+def folders(path: Path) -> list[Path]:
+    """The folders in a folder, in order; hidden ones and what archives of Macs leave behind are left out."""
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and _shown(entry.name)]
+    return [path / name for name in sorted(names)]
+
+
+def files_in(path: Path, *endings: str) -> list[Path]:
+    """The files in a folder whose names end so, in order."""
+    # Endings are compared before any path is made: there may be 100,000 pictures beside the file that is sought.
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().endswith(endings) and entry.is_file()]
+    return [path / name for name in sorted(filter(_shown, names))]
+
+
+def _shown(name: str) -> bool:
+    return not name.startswith((".", "__MACOSX"))
+
+
+def folder_name(path: Path) -> str:
+    """A folder's full name with `/`."""
+    return Path(os.path.abspath(path)).as_posix()  # noqa: PTH100  # `Path.absolute` keeps every "..", which names have too
+
+
+def writable(text: str) -> bool:
+    """Whether it can be written: JSON may hold half a character, and Linux any bytes in a file's name."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def folded(name: str) -> str:
+    """Alike for names that differ in case, or in how accents are composed, as other systems may have written them."""
+    return "\0" + unicodedata.normalize("NFC", name).casefold()
+
+
+def spellings(folder: Path) -> dict[str, str]:
+    """The files in a folder: each by its name, and by its folded name where only one has it."""
+    try:
+        names = [entry.name for entry in os.scandir(folder)]
+    except OSError:
+        return {}
+    listing: dict[str, str] = {}
+    for name in names:
+        key = folded(name)
+        listing[key] = "" if key in listing else name
+    return {**listing, **{name: name for name in names}}
