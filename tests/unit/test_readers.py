@@ -106,7 +106,10 @@ def test_flickr8k_as_captions_txt(tmp_path: Path) -> None:
     rows = [f'{name},"A dog , it runs ."' if name == "1.jpg" else f"{name},A dog ." for name in NAMES]
     corpus = read_corpus(fill(tmp_path, files | {"captions.txt": ["image,caption", *rows]}))
     assert corpus.samples[0].captions == {"en": ("A dog , it runs .",)}
-    assert {sample.split for sample in corpus.samples} == {"train", "val", "test"}
+    fill(tmp_path, {"Flickr_8k.trainImages.txt": NAMES[1:3], "Flickr_8k.devImages.txt": NAMES[3:4]})
+    corpus = read_corpus(tmp_path)
+    assert [(s.id, s.split) for s in corpus.samples] == [("2.jpg", "train"), ("3.jpg", "train"), ("4.jpg", "val")]
+    assert "3 pictures that no split file names left out" in corpus.source
 
 
 def test_flickr8k_problems_come_all_at_once_with_their_places(tmp_path: Path) -> None:
@@ -162,7 +165,7 @@ def test_coco(tmp_path: Path) -> None:
 def test_coco_with_pictures_absent_and_annotations_astray(tmp_path: Path) -> None:
     content = coco([1, 2, 3])
     content["images"] += [{"id": 1, "file_name": "again.jpg"}, {"id": 8}]
-    content["annotations"] += [{"image_id": 7, "caption": "x"}, {"image_id": 1, "caption": None}]
+    content["annotations"] += [{"image_id": [7], "caption": "x"}, {"image_id": "1", "caption": None}]
     fill(tmp_path, {"my_captions.json": content, "pictures/000000000001.jpg": PICTURE})
     with pytest.raises(DataError, match=r"6 problems \(2 × no such picture"):
         read_corpus(tmp_path)

@@ -49,9 +49,7 @@ def read_flickr8k(path: Path, draft: Draft) -> None:
     if not files and table is None:
         raise DataError(f"no Flickr8k captions in {path}", expected="Flickr8k.token.txt or captions.txt")
     splits, places = _flickr_splits((table or next(iter(files))).parent, draft)
-    if table is not None:
-        read_csv_file(table, draft, "en", splits or None)
-    left_out: set[str] = set()
+    left_out = read_csv_file(table, draft, "en", splits) if table is not None else set()
     for file, lang in files.items():
         if draft.languages and lang not in draft.languages:
             draft.pass_over(lang)
@@ -133,28 +131,26 @@ def json_kind(file: Path) -> str:
 def read_coco(path: Path, draft: Draft) -> None:
     for file in _json_to_read(path, "coco"):
         content = _load(file)
-        entries = {}
+        entries: dict[str, Entry | None] = {}
+        split_of_file = split_in(file.stem)
         for number, image in enumerate(_records(content, "images", file)):
-            if not isinstance(image.get("file_name"), str) or "id" not in image:
+            id, name = str(image.get("id", "")), image.get("file_name")
+            if not isinstance(name, str) or not id:
                 draft.problem(file, None, f"malformed picture: images[{number}] has no 'file_name' or no 'id'")
-                continue
-            if image["id"] in entries:
-                draft.problem(file, None, f"id used twice: images[{number}] has id {image['id']} again")
-                continue
-            entry = entries[image["id"]] = draft.picture(image["file_name"], file, None)
-            if entry is not None:
-                draft.identify(entry, str(image["id"]), file, None)
-                if split := split_in(file.stem) or split_in(entry.name.rpartition("/")[0]):
+            elif id in entries:
+                draft.problem(file, None, f"id used twice: images[{number}] has id {id} again")
+            elif entry := entries.setdefault(id, draft.picture(name, file, None)):
+                draft.identify(entry, id, file, None)
+                if split := split_of_file or split_in(entry.image.parent.name):
                     draft.split(entry, split, file, None)
         for number, note in enumerate(_records(content, "annotations", file)):
-            if note.get("image_id") not in entries:
-                message = f"unknown picture id: annotations[{number}] is about {note.get('image_id')!r}"
-                draft.problem(file, None, message)
-            elif entry := entries[note["image_id"]]:
-                if isinstance(note.get("caption"), str):
-                    draft.caption(entry, note["caption"], draft.language("", "en"), file, None)
-                else:
-                    draft.problem(file, None, f"malformed caption: annotations[{number}] has no text 'caption'")
+            id, text = str(note.get("image_id", "")), note.get("caption")
+            if id not in entries:
+                draft.problem(file, None, f"unknown picture id: annotations[{number}] is about '{id}'")
+            elif entry := entries[id]:
+                if not isinstance(text, str):
+                    text = ""  # an empty caption is noted as such
+                draft.caption(entry, text, draft.language("", "en"), file, None)
 
 
 def read_karpathy(path: Path, draft: Draft) -> None:

@@ -48,11 +48,11 @@ def _flickr8k_sign(path: Path) -> str:
 
 
 def _folder_sign(path: Path) -> str:
-    for where, names in walk(path) if path.is_dir() else ():
-        texts = {Path(name).stem for name in names if name.lower().endswith(".txt")}
-        for name in filter(is_picture, names):
-            if {Path(name).stem, name} & {*texts, *(text.rpartition(".")[0] for text in texts)}:
-                return f"{Path(where, name).relative_to(path)} with its text"
+    for _, names in walk(path) if path.is_dir() else ():
+        pictures = {form for name in filter(is_picture, names) for form in (name, Path(name).stem)}
+        for text in (Path(name).stem for name in names if name.lower().endswith(".txt")):
+            if pictures & {text, text.rpartition(".")[0]}:
+                return f"{text}.txt and its picture"
     return ""
 
 
@@ -130,17 +130,16 @@ def read_corpus(
 def detect(path: Path) -> str:
     """The name of the format that `path` is in; refused where none or several fit."""
     try:
-        signs = {name: sign for name, format in FORMATS.items() if (sign := format.sign(path))}
+        tables = {name: sign for name in FORMATS if name not in _BY_ARRANGEMENT and (sign := FORMATS[name].sign(path))}
+        arranged = next((name for name in _BY_ARRANGEMENT if not tables and FORMATS[name].sign(path)), "")
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from None
-    found = [name for name in signs if name not in _BY_ARRANGEMENT] or list(signs)[:1]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        seen = "; ".join(f"{name} by {signs[name]}" for name in found)
-        raise DataError(
-            f"{path} may be of several formats: {seen}", fix=f"say which: --format {found[0]}, or name a file"
-        )
+    if len(tables) > 1:
+        seen = "; ".join(f"{name} by {sign}" for name, sign in tables.items())
+        fix = f"say which: --format {next(iter(tables))}, or name a file"
+        raise DataError(f"{path} may be of several formats: {seen}", fix=fix)
+    if name := next(iter(tables), arranged):
+        return name
     raise DataError(
         f"cannot tell what format {path} is in: found {_contents(path)}",
         expected="\n".join(["one of these formats", *(f"  {name:<9} {f.description}" for name, f in FORMATS.items())]),

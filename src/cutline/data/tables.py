@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -66,8 +66,8 @@ def read_csv(path: Path, draft: Draft) -> None:
         read_csv_file(file, draft, UNKNOWN_LANGUAGE)
 
 
-def read_csv_file(file: Path, draft: Draft, language: str, only: dict[str, str] | None = None) -> None:
-    """Rows of one file. With `only`, other pictures than those of its keys are passed over."""
+def read_csv_file(file: Path, draft: Draft, language: str, only: Collection[str] = ()) -> set[str]:
+    """Read the rows of one file; returns the pictures that are passed over because they are not among `only`."""
     lines = read_lines(file, draft.problem)
     try:
         delimiter, header = csv_header(lines[0])
@@ -75,20 +75,22 @@ def read_csv_file(file: Path, draft: Draft, language: str, only: dict[str, str] 
     except DataError as error:
         raise DataError(f"{file}:1: {error.what}", expected=error.expected, fix=error.fix) from None
     split = split_in(file.stem)
+    passed_over: set[str] = set()
     for line, row in _csv_rows(lines, delimiter, file, draft):
         if len(row) != len(header):
             hint = "; text with a comma needs quotes" if len(row) > len(header) else ""
             draft.problem(file, line, f"malformed row: {len(row)} values for {len(header)} columns{hint}")
             continue
         values = dict(zip(header, row))
-        if only is not None and values[meaning.roles["image"]] not in only:
-            continue
-        if entry := _describe(values, meaning, split, draft, file, line):
+        if only and values[meaning.roles["image"]] not in only:
+            passed_over.add(values[meaning.roles["image"]])
+        elif entry := _describe(values, meaning, split, draft, file, line):
             lang = values.get(meaning.roles.get("lang", ""), "")
             for name, its_lang in meaning.captions:
                 # Of several columns, those not needed for a picture are left blank.
                 if values[name].strip() or len(meaning.captions) == 1:
                     draft.caption(entry, values[name], draft.language(its_lang or lang, language), file, line)
+    return passed_over
 
 
 def csv_header(line: str) -> tuple[str, tuple[str, ...]]:
