@@ -1,4 +1,7 @@
-"""Looking at the picture: regions to keys and values, scores to weights, and how evenly a caption looks."""
+"""Looking at the picture: its regions, how much a query wants each of them, and how evenly a caption looks.
+
+Axes: B pictures, N rows of each, T tokens, R regions, C channels, H hidden.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cutline.models.linear import linear
+
+
+def normalise(features: Tensor) -> Tensor:
+    """Zero mean and unit variance over channels: encoders differ a hundredfold in the size of what they give."""
+    return F.layer_norm(features, features.shape[-1:])
+
 
 class Regions(nn.Module):
-    """A picture's grid (B,R,C) as keys and values (B,R,H), made once and shared by all of its rows.
+    """A picture's grid (B,R,C) as vectors (B,R,H), made once and shared by all of its rows.
 
-    Captions name places, so each region has a learned mark of where it is, whatever the encoder. Encoders differ a
-    hundredfold in the size of what they give, so a region is first brought to unit scale.
+    Captions name places, so each region has a learned mark of where it is, whatever the encoder.
     """
 
     def __init__(self, channels: int, hidden: int, regions: int) -> None:
         super().__init__()
-        self.keys = nn.Linear(channels, hidden)
-        self.values = nn.Linear(channels, hidden)
-        self.key_places = nn.Parameter(torch.randn(regions, hidden) * 0.1)
-        self.value_places = nn.Parameter(torch.randn(regions, hidden) * 0.1)
+        self.project = nn.Linear(channels, hidden, bias=False)  # the places hold its bias
+        self.places = nn.Parameter(torch.randn(regions, hidden) * 0.1)
 
-    def forward(self, grid: Tensor) -> tuple[Tensor, Tensor]:
-        grid = normalise(grid)
-        return self.keys(grid) + self.key_places, self.values(grid) + self.value_places
-
-
-def normalise(features: Tensor) -> Tensor:
-    """Zero mean and unit variance over channels."""
-    return F.layer_norm(features, features.shape[-1:])
+    def forward(self, grid: Tensor) -> Tensor:
+        return linear(grid, self.project.weight) + self.places
 
 
 class Bahdanau(nn.Module):
@@ -42,24 +43,33 @@ class Bahdanau(nn.Module):
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """Weights (B,N,R)."""
         energies = torch.tanh(keys.unsqueeze(1) + self.query(query).unsqueeze(2))
-        return (energies @ self.energy).softmax(-1)
+        scores: Tensor = energies @ self.energy
+        return scores.softmax(-1)
 
 
 class Luong(nn.Module):
-    """Multiplicative attention ("general"): a query (B,N,H) against keys (B,R,H) that carry the bilinear form."""
+    """Multiplicative attention ("general"): how much a query (B,N,H) wants each key (B,R,H) is key . W query."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(hidden, hidden, bias=False)
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """Weights (B,N,R)."""
-        return (query @ keys.mT * keys.shape[-1] ** -0.5).softmax(-1)
+        scores: Tensor = self.query(query) @ keys.mT * keys.shape[-1] ** -0.5
+        return scores.softmax(-1)
 
 
-def uneven(attention: Tensor, tokens: Tensor) -> Tensor:
-    """How unevenly captions look: attention (B,N,T,R), tokens (B,N,T) whose padding does not count.
+def coverage_penalty(attention: Tensor, there: Tensor) -> Tensor:
+    """How unevenly captions look: attention (B,N,T,R) at the tokens that are `there` (B,N,T), not padding.
 
-    Zero where each region got the same share over a caption, however long it is (a doubly stochastic attention);
-    one would be a caption that looked at two equal regions' worth too much and too little throughout.
+    A region's share of a caption's looks is 1 when it is looked at as much as any other over the caption, whatever the
+    caption's length; the penalty is the mean squared distance from that (attention that is doubly stochastic).
     """
-    there = (tokens != 0).to(attention.dtype)
+    there = there.to(attention.dtype)
     looks = torch.einsum("bntr,bnt->bnr", attention, there)
-    share = looks * attention.shape[-1] / there.sum(-1, keepdim=True).clamp(min=1)
-    return (share - 1).square().mean()
+    length = there.sum(-1)
+    share = looks * attention.shape[-1] / length.clamp(min=1).unsqueeze(-1)
+    uneven = (share - 1).square().mean(-1)
+    captions = (length > 0).to(attention.dtype)
+    return (uneven * captions).sum() / captions.sum().clamp(min=1)

@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cutline.config import DecoderConfig
 from cutline.models.attention import Bahdanau, Luong, Regions, normalise
+from cutline.models.linear import linear
+from cutline.models.transformer import TransformerDecoder
 from cutline.models.vocabulary import Vocabulary
 
 Tensors = tuple[Tensor, ...]
@@ -48,7 +50,8 @@ class Decoder(Protocol):
 
 
 def build_decoder(config: DecoderConfig, *, words: int, channels: int, pooled_channels: int, regions: int) -> Decoder:
-    return RecurrentDecoder(config, words=words, channels=channels, pooled_channels=pooled_channels, regions=regions)
+    kind = TransformerDecoder if config.kind == "transformer" else RecurrentDecoder
+    return kind(config, words=words, channels=channels, pooled_channels=pooled_channels, regions=regions)
 
 
 class RecurrentDecoder(nn.Module):
@@ -67,10 +70,12 @@ class RecurrentDecoder(nn.Module):
         self.vocabulary = Vocabulary(words, hidden, embed, tie=config.tie)
         self.drop = nn.Dropout(config.dropout)
         self.first = nn.Linear(pooled_channels, config.layers * hidden * (2 if self.is_lstm else 1))
-        self.regions = Regions(channels, hidden, regions) if config.attention != "none" else None
+        looks = config.attention != "none"
+        self.values = Regions(channels, hidden, regions) if looks else None
+        self.keys = Regions(channels, hidden, regions) if config.attention == "bahdanau" else None
         self.before = Bahdanau(hidden) if config.attention == "bahdanau" else None
-        self.after = Luong() if config.attention == "luong" else None
-        self.combine = nn.Linear(hidden, hidden, bias=False) if self.after else None
+        self.after = Luong(hidden) if config.attention == "luong" else None
+        self.combine = nn.Linear(hidden, hidden, bias=False) if config.attention == "luong" else None
         self.rnn = (nn.LSTM if self.is_lstm else nn.GRU)(
             embed + (hidden if self.before else 0),
             hidden,
@@ -83,13 +88,14 @@ class RecurrentDecoder(nn.Module):
         self.vocabulary.load_vectors(matrix, known)
 
     def start(self, grid: Tensor, pooled: Tensor) -> tuple[Tensors, Tensors]:
-        memory = self.regions(grid) if self.regions is not None else ()
+        grid = normalise(grid) if self.values is not None else grid
+        memory = tuple(part(grid) for part in (self.keys, self.values) if part is not None)
         first = self.first(normalise(pooled)).tanh().unflatten(-1, (1, -1, self.layers, self.hidden))
         return memory, tuple(first.unbind(2))
 
     def step(self, memory: Tensors, state: Tensors, tokens: Tensor) -> tuple[Tensor, Tensor, Tensors]:
-        words = self.vocabulary.embed(tokens)
-        output, attention, state = self._advance(memory, state, self._word_gates(words))
+        gates = self._word_gates(self.vocabulary.embed(tokens))
+        output, attention, state = self._advance(memory, state, gates)
         if self.after is not None:
             output, attention = self._look_back(memory, output)
         return F.log_softmax(self.vocabulary.logits(output), -1, dtype=torch.float32), attention, state
@@ -115,8 +121,8 @@ class RecurrentDecoder(nn.Module):
     def _whole_sentence(self, state: Tensors, words: Tensor) -> Tensor:
         """Words (B,N,T,E) to outputs (B,N,T,H), in one call."""
         first = tuple(part.flatten(0, 1).transpose(0, 1).contiguous() for part in state)
-        outputs, _ = self.rnn(words.flatten(0, 1), first if self.is_lstm else first[0])
-        return outputs.unflatten(0, words.shape[:2])
+        outputs: Tensor = self.rnn(words.flatten(0, 1), first if self.is_lstm else first[0])[0]
+        return outputs.view(*words.shape[:3], -1)
 
     def _word_by_word(self, memory: Tensors, state: Tensors, words: Tensor) -> tuple[Tensor, Tensor]:
         """The same where each word needs what was seen before it. The words' share of the gates comes all at once."""
@@ -132,16 +138,16 @@ class RecurrentDecoder(nn.Module):
 
     def _look_back(self, memory: Tensors, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Luong's attention of all tokens at once: outputs (B,N[,T],H) to themselves and what they looked at."""
-        assert self.after is not None and self.combine is not None
-        keys, values = memory
-        queries = outputs.flatten(1, -2)
-        attention = self.after(queries, keys)
+        assert self.after is not None
+        assert self.combine is not None
+        (values,) = memory
+        attention = self.after(outputs.flatten(1, -2), values)
         outputs = torch.tanh(self.combine(outputs) + (attention @ values).view_as(outputs))
         return outputs, attention.unflatten(1, outputs.shape[1:-1])
 
     def _word_gates(self, words: Tensor) -> Tensor:
         """The words' share (…,E) of the first layer's gates."""
-        return F.linear(words, self.rnn.weight_ih_l0[:, : self.embed], self.rnn.bias_ih_l0)
+        return linear(words, self._weight("weight_ih", 0)[:, : self.embed], self._weight("bias_ih", 0))
 
     def _advance(self, memory: Tensors, state: Tensors, gates: Tensor) -> tuple[Tensor, Tensor, Tensors]:
         """One word on: output (B,N,H), attention (B,N,R) and the next state; the formulas of nn.LSTM and nn.GRU."""
@@ -149,7 +155,7 @@ class RecurrentDecoder(nn.Module):
         if self.before is not None:
             keys, values = memory
             attention = self.before(state[0][:, :, -1], keys)
-            gates = gates + F.linear(attention @ values, self.rnn.weight_ih_l0[:, self.embed :])
+            gates = gates + F.linear(attention @ values, self._weight("weight_ih", 0)[:, self.embed :])
         after = []
         output = gates
         for layer in range(self.layers):

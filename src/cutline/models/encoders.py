@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cutline.config import EncoderConfig, PicturesConfig
 from cutline.data.images import Transform
+from cutline.errors import choose, require
 
 
 class Features(NamedTuple):
     grid: Tensor
-    """(B,R,C), rows of the picture from the top, each from the left."""
+    """(B,R,C): regions row by row from the top, each row from the left."""
     pooled: Tensor
     """(B,P)."""
 
@@ -21,41 +23,134 @@ class Features(NamedTuple):
 class Encoder(Protocol):
     """What the rest knows of an encoder. Every one is also an `nn.Module`."""
 
+    name: str
+    """As in the config."""
     transform: Transform
     channels: int
     pooled_channels: int
     grid_side: int
+    given: bool
+    """Its weights came from the hub or a file, so that they can be had again."""
+    checkpointing: bool
 
     def __call__(self, pictures: Tensor) -> Features:
         """Pictures uint8 (B,3,H,W)."""
 
-
-class SmallEncoder(nn.Module):
-    """Our own, for drawn scenes and small data: learns from scratch in minutes on a CPU."""
-
-    def __init__(self, size: int = 96, widths: tuple[int, ...] = (32, 64, 128, 192)) -> None:
-        super().__init__()
-        self.transform = Transform(
-            size=size, fit="squash", interpolation="bicubic", crop_pct=1.0, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-        )
-        self.channels = self.pooled_channels = widths[-1]
-        self.grid_side = size // 12
-        layers: list[nn.Module] = [
-            nn.Conv2d(3, widths[0], 3, stride=3, bias=False),
-            nn.BatchNorm2d(widths[0]),
-            nn.ReLU(),
-        ]
-        for before, after in zip(widths, widths[1:]):
-            layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            if after != widths[-1]:
-                layers.append(nn.MaxPool2d(2))
-        self.stages = nn.Sequential(*layers)
-
-    def forward(self, pictures: Tensor) -> Features:
-        x = pictures.float().contiguous(memory_format=torch.channels_last) / 127.5 - 1
-        grid = self.stages(x).flatten(2).mT
-        return Features(grid, grid.mean(1))
+    def stages(self) -> list[list[nn.Parameter]]:
+        """All parameters, from the picture inwards, in the portions in which learning can be switched on."""
 
 
 def build_encoder(config: EncoderConfig, pictures: PicturesConfig) -> Encoder:
-    return SmallEncoder(pictures.size or 96)
+    """The encoder of a config, with its weights, and with what is not to learn frozen."""
+    encoder: Encoder
+    if config.name == "small":
+        encoder = SmallEncoder(config, pictures)
+    else:
+        require("timm", "train", f"the encoder '{config.name}'")
+        from cutline.models.pretrained import TimmEncoder
+
+        encoder = TimmEncoder(config, pictures)
+    part = config.train
+    if part == "auto":
+        part = "nothing" if encoder.given else "all"
+    freeze(encoder, part)
+    return encoder
+
+
+def freeze(encoder: Encoder, part: str) -> None:
+    """Let only `part` learn: "nothing", "all", or from "stageN" on."""
+    stages = encoder.stages()
+    names = [f"stage{index}" for index in range(len(stages))]
+    if part not in ("nothing", "all"):
+        choose(part, ["nothing", "all", *names], f"part of the encoder '{encoder.name}'")
+    first = {"nothing": len(stages), "all": 0}.get(part, names.index(part) if part in names else 0)
+    for index, stage in enumerate(stages):
+        for parameter in stage:
+            parameter.requires_grad_(index >= first)
+
+
+def keep_frozen_still(module: nn.Module) -> None:
+    """Put what does not learn in evaluation mode: its batch norms keep their statistics, its dropout rests."""
+    for child in module.modules():
+        parameters = list(child.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            child.eval()
+
+
+def weights_hash(encoder: Encoder) -> str:
+    """One short name for what the encoder computes: its kind and every weight."""
+    digest = require("xxhash", "train", "naming an encoder's weights").xxh3_128()
+    digest.update(encoder.name.encode())
+    for name, tensor in sorted(cast(nn.Module, encoder).state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return str(digest.hexdigest())
+
+
+class Normalise(nn.Module):
+    """Pictures uint8 (B,3,H,W) to floats of the mean and spread that an encoder expects, channels last."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (transform.mean, transform.std))
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -mean / std, persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        scaled: Tensor = pictures.to(self.scale.dtype) * self.scale + self.shift
+        return scaled.contiguous(memory_format=torch.channels_last)
+
+
+class SmallEncoder(nn.Module):
+    """Our own, for drawn scenes and small data: learns from scratch in minutes on a CPU.
+
+    A cell of its 8 x 8 grid sees about four cells' width: enough for a whole shape, too little for the whole picture,
+    so that attention has to go where the thing is.
+    """
+
+    name = "small"
+    given = False
+
+    def __init__(self, config: EncoderConfig, pictures: PicturesConfig) -> None:
+        super().__init__()
+        size = pictures.size or 96
+        self.transform = Transform(
+            size=size, fit=pictures.fit, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+        )
+        self.channels = self.pooled_channels = 192
+        self.grid_side = ((size - 2) // 3 + 4) // 4  # what strides of 3, 2 and 2 leave
+        self.checkpointing = False
+        self.normalise = Normalise(self.transform)
+        self.blocks = nn.Sequential(
+            _block(3, 32, 6, stride=3, pad=2),
+            _block(32, 64, 3, stride=2),
+            _block(64, 128, 3, stride=2),
+            _block(128, 192, 3),
+            _block(192, 192, 1),
+        ).to(memory_format=torch.channels_last)
+
+    def forward(self, pictures: Tensor) -> Features:
+        x = self.normalise(pictures)
+        for block in self.blocks:
+            recompute = self.checkpointing and torch.is_grad_enabled()
+            x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+        grid = x.flatten(2).mT
+        return Features(grid, grid.mean(1))
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        return [list(block.parameters()) for block in self.blocks]
+
+    def train(self, mode: bool = True) -> SmallEncoder:
+        super().train(mode)
+        keep_frozen_still(self)
+        return self
+
+
+def _block(before: int, after: int, size: int, stride: int = 1, pad: int | None = None) -> nn.Sequential:
+    padding = size // 2 if pad is None else pad
+    return nn.Sequential(
+        nn.Conv2d(before, after, size, stride, padding, bias=False), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    )

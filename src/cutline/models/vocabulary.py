@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cutline.models.linear import linear
+
 PAD = 0
+BLOCK = 2**22
+"""Scores held at a time while the loss is taken: 16 MB in fp32."""
 
 
 class Vocabulary(nn.Module):
@@ -22,32 +26,78 @@ class Vocabulary(nn.Module):
         self.narrow = nn.Linear(hidden, embed, bias=False) if tie and embed != hidden else nn.Identity()
         self.weight = self.table.weight if tie else nn.Parameter(torch.empty(words, hidden))
         self.bias = nn.Parameter(torch.zeros(words))
-        # A tied row serves as an input (wanted near 1, hence the scale) and as a classifier's weights (near 1/sqrt).
+        # A tied row is a word's input, wanted near unit size (hence the scale), and its weights as a class: smaller.
         for weight in (self.table.weight, self.weight):
             nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
         with torch.no_grad():
             self.table.weight[PAD] = 0
 
     def embed(self, tokens: Tensor) -> Tensor:
-        return self.table(tokens) * self.scale
+        vectors: Tensor = self.table(tokens) * self.scale
+        return vectors
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """Outputs (…, H) to scores (…, V)."""
-        return F.linear(self.narrow(outputs), self.weight, self.bias)
+        """Outputs (…,H) to the scores of all words (…,V)."""
+        return linear(self.narrow(outputs), self.weight, self.bias)
+
+    def cross_entropy(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
+        """Summed cross entropy in nats of outputs (…,H) against targets (…). Padding costs nothing, in both senses."""
+        there = targets != PAD
+        rows = self.narrow(outputs[there])
+        loss: Tensor = _CrossEntropy.apply(rows, self.weight, self.bias, targets[there], smoothing)
+        return loss
 
     def load_vectors(self, matrix: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> None:
-        """Begin from given word vectors (V, E), where `known` (V,); brought to the table's own scale."""
-        rows = torch.from_numpy(np.flatnonzero(known))
-        if len(rows) == 0:
-            return
-        given = torch.as_tensor(matrix, dtype=self.table.weight.dtype)[rows]
+        """Begin from given word vectors (V,E), where `known` (V,); brought to the table's own scale."""
+        rows = torch.from_numpy(np.flatnonzero(known)).to(self.table.weight.device)
+        given = torch.as_tensor(matrix).to(self.table.weight)[rows]
         with torch.no_grad():
-            given = (given - given.mean(0)) / (given.std() * self.scale)
-            self.table.weight[rows] = given.to(self.table.weight.device)
+            if given.numel():
+                self.table.weight[rows] = given / (given.square().mean().sqrt().clamp(min=1e-12) * self.scale)
 
 
-def word_loss(logits: Tensor, targets: Tensor, *, smoothing: float = 0.0) -> Tensor:
-    """Mean cross entropy over the words that are there: logits (…, V), targets (…) with padding left out."""
-    return F.cross_entropy(
-        logits.flatten(0, -2).float(), targets.flatten(), ignore_index=PAD, label_smoothing=smoothing
-    )
+class _CrossEntropy(torch.autograd.Function):
+    """Outputs (M,H) and targets (M,) to the summed cross entropy, some rows at a time.
+
+    The scores of all words for all tokens would be by far the largest tensor of a training step, and its softmax and
+    its gradient two more. Here a block of rows goes all the way from scores to gradients before the next one begins;
+    what is kept for the backward pass is only the result, of the size of the inputs.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+        learning = any(ctx.needs_input_grad)
+        exact = torch.promote_types(weight.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=outputs.device)
+        weight, bias = (p.detach().requires_grad_(learning) for p in (weight, bias))
+        d_outputs = torch.zeros_like(outputs)
+        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        blocks = max(1, -(-outputs.numel() // outputs.shape[1] * len(weight) // BLOCK))
+        parts = (tensor.tensor_split(blocks) for tensor in (outputs, targets, d_outputs))
+        for rows, wanted, found in zip(*parts):
+            with torch.set_grad_enabled(learning):
+                rows = rows.detach().requires_grad_(learning)
+                scores = linear(rows, weight, bias)
+            logp = F.log_softmax(scores.detach(), -1, dtype=exact)
+            wanted = wanted[:, None]
+            total -= (1 - smoothing) * logp.gather(1, wanted).sum()
+            if smoothing:
+                total -= smoothing / len(weight) * logp.sum()
+            if learning:
+                d_scores = logp.exp_()
+                if smoothing:
+                    d_scores -= smoothing / len(weight)
+                d_scores.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=exact) * (1 - smoothing))
+                grads = torch.autograd.grad(scores, (rows, weight, bias), d_scores.to(scores.dtype))
+                for place, grad in zip((found, d_weight, d_bias), grads):
+                    place += grad
+        if learning:
+            ctx.save_for_backward(d_outputs, d_weight, d_bias)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # In place: these are large, and nobody else's.
+        d_outputs, d_weight, d_bias = (grad.mul_(scale) for grad in ctx.saved_tensors)
+        return d_outputs, d_weight, d_bias, None, None
