@@ -100,8 +100,10 @@ def check_bundle(captioner: Captioner, bundle: Path, pictures: Sequence[Picture]
     for lang in ours.languages:
         for first in range(0, len(pictures), batch):
             part = pictures[first : first + batch]
-            pixels = np.stack([ours.pixels(picture) for picture in part])
-            expected = search(step, pixels, words.begin(lang), words.end, words.forbidden, ours.settings)
+            pixels = torch.from_numpy(np.stack([ours.pixels(picture) for picture in part]))
+            expected = search(
+                step, (pixels.permute(0, 3, 1, 2),), words.begin(lang), words.end, words.forbidden, ours.settings
+            )
             captions = ours.caption(part, batch=batch, lang=lang)
             same += sum(words.decode(best[0].tokens) == found.text for best, found in zip(expected, captions))
             total += len(part)
@@ -122,12 +124,14 @@ class _Start(nn.Module):
 
 
 class _Step(nn.Module):
-    def __init__(self, captioner: Captioner) -> None:
-        super().__init__()
-        self.decoder = captioner.decoder
+    """One step of the decoder; the first `memory` of the parts are memory, the others state."""
 
-    def forward(self, memory: tuple[Tensor, ...], state: tuple[Tensor, ...], tokens: Tensor) -> tuple[Tensor, ...]:
-        logp, attention, after = self.decoder.step(memory, state, tokens)
+    def __init__(self, captioner: Captioner, memory: int) -> None:
+        super().__init__()
+        self.decoder, self.memory = captioner.decoder, memory
+
+    def forward(self, parts: tuple[Tensor, ...], tokens: Tensor) -> tuple[Tensor, ...]:
+        logp, attention, after = self.decoder.step(parts[: self.memory], parts[self.memory :], tokens)
         return (logp, attention, *after)
 
 
@@ -161,10 +165,10 @@ def _write_graphs(captioner: Captioner, folder: Path) -> int:
         [*memory_names, *state_names],
         ({0: batch},),
     )
-    example: Any = (memory, tuple(part.contiguous() for part in states[-1]), tokens)
-    dynamic: Any = (tuple({0: batch} for _ in memory), moving, {0: batch, 1: rows})
+    example: Any = ((*memory, *(part.contiguous() for part in states[-1])), tokens)
+    dynamic: Any = ((*({0: batch} for _ in memory), *moving), {0: batch, 1: rows})
     export_module(
-        _Step(captioner),
+        _Step(captioner, len(memory)),
         example,
         folder / "decoder.onnx",
         [*memory_names, *state_names, "tokens"],

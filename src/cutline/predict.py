@@ -157,7 +157,7 @@ class Captioner:
         try:
             self.transform = Transform.from_dict(facts["transform"])
             settings = config.from_dict({"search": facts["search"]}).search
-            self.words = Words.from_json(files["words.json"].decode())
+            self.words = Words.parse(files["words.json"])
             self._model = _Steps(open_graph(files["encoder.onnx"]), open_graph(files["decoder.onnx"]), facts["memory"])
         except CutlineError as error:
             raise ModelError(f"{path}: {error.what}", expected=error.expected, fix="export the run again") from None

@@ -1,0 +1,176 @@
+"""Bundles caption as PyTorch does, appear whole or not at all, and never replace what was there unasked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from cutline.config import Config, DecoderConfig, PicturesConfig, SearchConfig, WordsConfig
+from cutline.data.words import Words
+from cutline.errors import ConfigError
+from cutline.export import check_bundle, export_bundle
+from cutline.models.captioner import Captioner, build_captioner
+from cutline.predict import load
+
+SIZE = 48
+SEARCH = SearchConfig(beam=3, max_length=12)
+WORDS = Words.learn(
+    {"en": ["a red circle above two blue squares ."], "de": ["ein roter kreis über zwei blauen quadraten ."]},
+    WordsConfig(min_count=1),
+)
+KINDS = {
+    "lstm-luong": DecoderConfig(kind="lstm", attention="luong", hidden=32),
+    "gru-bahdanau": DecoderConfig(kind="gru", attention="bahdanau", hidden=32, layers=2),
+    "lstm-none": DecoderConfig(kind="lstm", attention="none", hidden=32, tie=False, embed=16),
+    "transformer": DecoderConfig(kind="transformer", hidden=32, heads=2, layers=2),
+}
+
+
+def build(decoder: DecoderConfig) -> Captioner:
+    torch.manual_seed(1)
+    captioner = build_captioner(Config(decoder=decoder, pictures=PicturesConfig(size=SIZE)), len(WORDS.pieces))
+    for parameter in captioner.decoder.parameters():  # surer of its words than fresh weights are
+        parameter.data *= 2
+    return captioner.eval()
+
+
+def write(captioner: Captioner, out: Path, **more) -> Path:
+    return export_bundle(captioner, WORDS, captioner.encoder.transform, SEARCH, out, {}, **more)
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    return build(KINDS["lstm-luong"])
+
+
+@pytest.fixture(scope="module")
+def bundle(captioner: Captioner, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(captioner, tmp_path_factory.mktemp("models") / "bundle")
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    return list(np.random.default_rng(count).integers(0, 256, (count, 60, 70, 3), np.uint8))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_decoder_captions_as_in_torch(kind: str, tmp_path: Path) -> None:
+    captioner = build(KINDS[kind])
+    bundle = write(captioner, tmp_path / kind)
+    agreement = check_bundle(captioner, bundle, pictures(50))
+    assert agreement.captions == 100  # in both languages
+    assert agreement.reached, str(agreement)
+    encoder, decoder = (onnxruntime.InferenceSession(bundle / f"{name}.onnx") for name in ("encoder", "decoder"))
+    for count, rows in ((1, 1), (1, 4), (5, 3)):
+        _compare_step_by_step(captioner, encoder, decoder, np.stack(pictures(count))[:, :SIZE, :SIZE], rows)
+
+
+def _compare_step_by_step(captioner, encoder, decoder, pixels, rows) -> None:
+    with torch.no_grad():
+        features = captioner.encoder(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+        memory, state = captioner.decoder.start(features.grid, features.pooled)
+    outputs = encoder.run(None, {"pictures": pixels})
+    exported = outputs[len(memory) :]
+    assert len(outputs) == len(memory) + len(state)
+    width = 1
+    for step in range(6):
+        tokens = np.random.default_rng(step).integers(3, len(WORDS.pieces), (len(pixels), width))
+        names = [given.name for given in decoder.get_inputs()]
+        logp, attention, *exported = decoder.run(
+            None, dict(zip(names, [*outputs[: len(memory)], *exported, tokens], strict=True))
+        )
+        with torch.no_grad():
+            expected, looks, state = captioner.decoder.step(memory, state, torch.from_numpy(tokens))
+        assert logp.dtype == np.float32
+        np.testing.assert_allclose(logp, expected.numpy(), atol=2e-4)
+        np.testing.assert_allclose(attention, looks.numpy(), atol=1e-5)
+        if width < rows:
+            state = tuple(part.expand(-1, rows, *part.shape[2:]) for part in state)
+            exported = [np.repeat(part, rows, axis=1) for part in exported]
+            width = rows
+
+
+def test_a_bundle_of_other_weights_is_found_out(captioner: Captioner, bundle: Path) -> None:
+    other = build(KINDS["lstm-luong"])
+    other.decoder.vocabulary.bias.data[4:8] += 3  # type: ignore[union-attr]
+    assert check_bundle(captioner, bundle, pictures(10)).reached
+    assert not check_bundle(other, bundle, pictures(10)).reached
+
+
+def test_nothing_is_overwritten_unasked(captioner: Captioner, bundle: Path, tmp_path: Path) -> None:
+    there = shutil.copytree(bundle, tmp_path / "bundle")
+    (there / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="already there"):
+        write(captioner, there)
+    assert (there / "notes.txt").exists()
+    write(captioner, there, force=True)
+    assert not (there / "notes.txt").exists()
+    assert load(there).caption(pictures(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_what_was_there_outlives_a_failure(
+    captioner: Captioner, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = shutil.copytree(bundle, tmp_path / "bundle")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cutline.export._sync", full)
+    with pytest.raises(OSError, match="space"):
+        write(captioner, there, force=True)
+    assert load(there).caption(pictures(1))
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_one_file_holds_the_same(captioner: Captioner, bundle: Path, tmp_path: Path) -> None:
+    packed = write(captioner, tmp_path / "model.cutline", one_file=True)
+    with zipfile.ZipFile(packed) as archive:
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+    assert load(packed).caption(pictures(5)) == load(bundle).caption(pictures(5))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.cutline"]
+
+
+def test_the_card_says_what_it_is(captioner: Captioner, tmp_path: Path) -> None:
+    card = {"Scores": {"BLEU-4": 18.512345, "note": "a | b"}, "Licence": "CC0"}
+    out = export_bundle(captioner, WORDS, captioner.encoder.transform, SEARCH, tmp_path / "colours", card)
+    text = (out / "README.md").read_text()
+    assert text.startswith("# colours\n")
+    for part in ("en, de", "| BLEU-4 | 18.51 |", "a \\| b", "## Licence\n\nCC0", "48 x 48", "cutline.load("):
+        assert part in text
+
+
+def test_training_mode_is_left_as_it_was(tmp_path: Path) -> None:
+    captioner = build(KINDS["lstm-none"]).train()
+    write(captioner, tmp_path / "bundle")
+    assert captioner.training
+    assert captioner.decoder.training  # type: ignore[attr-defined]
+
+
+def test_export_verb(run_cutline, tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run_cutline("export", tiny_run, "--out", out, "--check", 24)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [str(out)]
+    assert "captions are the same as in PyTorch" in done.stderr
+    assert load(out).languages == ("en", "de")
+    facts = json.loads((out / "bundle.json").read_text())
+    assert facts["search"]["beam"] == 2
+    refused = run_cutline("export", tiny_run, "--out", out)
+    assert refused.returncode == 2
+    assert "already there" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    packed = run_cutline("export", tiny_run, "--one-file", "--out", tmp_path / "m.cutline", "--check", 0, "--quiet")
+    assert packed.returncode == 0, packed.stderr
+    assert packed.stderr == ""
+    assert load(tmp_path / "m.cutline").languages == ("en", "de")
+    absent = run_cutline("export", tmp_path / "none")
+    assert absent.returncode == 2
+    assert "not a run folder" in absent.stderr
