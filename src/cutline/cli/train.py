@@ -95,6 +95,8 @@ def resolve(given: Any) -> Config:
     tables: dict[str, Any] = {}
     for flag, setting in FLAGS.items():
         value = getattr(given, flag)
+        if flag == "languages" and value is not None:
+            value = [lang.strip() for lang in value.split(",")]
         if value not in (None, False):
             *sections, key = setting.split(".")
             table = tables
@@ -119,6 +121,7 @@ def _form() -> type[Any]:
             owner = get_type_hints(owner)[section]
         kind = get_type_hints(owner)[key]
         help = f"{_words(owner, key)} [{setting}]".strip()
+        kind = str if kind == tuple[str, ...] else kind  # written with commas
         if kind is bool:  # the flag turns it on; there is nothing to write behind it
             fields.append((flag, Annotated[bool, tyro.conf.arg(help=help)], dataclasses.field(default=False)))
             continue
@@ -132,7 +135,7 @@ def _form() -> type[Any]:
 def _shape(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
-    return {str: "TEXT", int: "N", float: "X"}.get(kind, "TEXT …")
+    return {str: "TEXT", int: "N", float: "X"}[kind]
 
 
 @cache

@@ -18,7 +18,6 @@ from cutline.data.corpus import Sample
 from cutline.data.images import Transform
 from cutline.data.words import Words
 from cutline.features import FeatureStore
-from cutline.models.encoders import Features
 
 CACHE_BYTES = 2**31
 """Pictures are kept decoded in memory when all of them together take no more than this."""
@@ -39,21 +38,23 @@ class Batch:
         return Batch(move(self.inputs, device), self.tokens.to(device, non_blocking=True))
 
 
-Inputs = Tensor | Features
-"""Pictures uint8 (B,3,H,W), or their features."""
+Inputs = tuple[Tensor, ...]
+"""(pictures uint8 (B,3,H,W),), or the features (grid (B,R,C), pooled (B,P)) that were made of them."""
 
 
 def move(inputs: Inputs, device: torch.device) -> Inputs:
-    """To where the model is; stored features are halved in size on the way and become whole again there."""
-    if isinstance(inputs, Features):
-        return Features(*(part.to(device, non_blocking=True).float() for part in inputs))
-    return inputs.to(device, non_blocking=True)
+    return tuple(part.to(device, non_blocking=True) for part in inputs)
 
 
 class Source(Protocol):
     """Where a batch's pictures come from; `draw` says which random changes to make to each, None for none."""
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs: ...
+
+
+def augments(config: PicturesConfig) -> bool:
+    """Whether pictures are changed at random."""
+    return config.augment_flip or config.augment_crop < 1 or config.augment_colour > 0
 
 
 class PictureSource:
@@ -71,7 +72,7 @@ class PictureSource:
         pictures = torch.from_numpy(self._decoded(indices)).permute(0, 3, 1, 2)
         if draws is not None:
             pictures = torch.stack([self._augment(p, draw) for p, draw in zip(pictures, draws, strict=True)])
-        return pictures
+        return (pictures,)
 
     def _decoded(self, indices: np.ndarray) -> np.ndarray:
         if self.cache is None:
@@ -116,7 +117,7 @@ class FeatureSource:
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:
         grid, pooled = self.store[self.rows[indices]]
-        return Features(torch.from_numpy(grid), torch.from_numpy(pooled))
+        return torch.from_numpy(grid), torch.from_numpy(pooled)
 
 
 class Captions:
@@ -152,7 +153,7 @@ class Batches(Dataset[Batch]):
     ) -> None:
         self.source, self.captions, self.pictures = source, captions, pictures
         self.seed, self.rows, self.epoch = seed, rows, 0
-        self.augment = pictures.augment_flip or pictures.augment_crop < 1 or pictures.augment_colour > 0
+        self.augment = augments(pictures)
         self.batch, self.count = batch, len(captions.rows)
 
     def __len__(self) -> int:
@@ -171,9 +172,9 @@ class Batches(Dataset[Batch]):
             texts = turned if flips[at] else self.captions.rows[index]
             rows.append([texts[k] for k in self.captions.choose(self.seed, self.epoch, int(index), self.rows)])
         inputs = self.source.load(indices, draws)
-        if isinstance(inputs, Tensor) and flips.any():
-            chosen = torch.from_numpy(flips)
-            inputs[chosen] = inputs[chosen].flip(-1)
+        if flips.any():
+            (pictures,), chosen = inputs, torch.from_numpy(flips)
+            pictures[chosen] = pictures[chosen].flip(-1)
         return Batch(inputs, pad(rows))
 
     def iterate(self, epoch: int, start: int, workers: int) -> Iterator[Batch]:

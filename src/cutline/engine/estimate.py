@@ -7,48 +7,45 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 
 from cutline.config import Config
 from cutline.console import duration
+from cutline.data.corpus import Sample
 from cutline.engine import run, weights
+from cutline.engine.batches import Source
 from cutline.engine.loop import Trainer
 from cutline.errors import CutlineError
+from cutline.features import backends
+from cutline.models.captioner import Captioner
 
 WARM, TIMED = 1, 3
+TRIED = 32
+"""Pictures encoded to see how long storing the features of all would take."""
 
 
 def dry_run(config: Config, *, quiet: bool = False) -> str:
     """Read everything, take a few steps, and say what the whole would take; nothing is left behind."""
-    prepared = run.prepare(config, quiet=quiet, build_features=False)
+    trial = _Trial()
+    prepared = run.prepare(config, sources=trial.sources, quiet=quiet)
     with tempfile.TemporaryDirectory() as folder:
         trainer = run.trainer(prepared, Path(folder))
         seconds, words = _step_seconds(trainer)
         checked = _validation_seconds(trainer)
     steps = trainer.steps_per_epoch * config.training.epochs
     validations = -(-config.training.epochs // config.training.validate_every)
-    learned = sum(v.numel() * v.element_size() for v in weights.learned(prepared.model).values())
-    frozen = sum(v.numel() * v.element_size() for v in prepared.model.encoder.state_dict().values())
-    copies = 4 if config.training.ema else 3  # weights, two moments of Adam, and their average
-    disk = learned * copies * (config.training.keep + 2) + frozen
-    notes = []
-    if prepared.features_bytes:
-        disk += prepared.features_bytes
-        notes.append(f"features   {prepared.features_bytes / 1e9:.2f} GB to be stored first, once")
-    output = Path(config.output)
-    there = next(path for path in [output.absolute(), *output.absolute().parents] if path.exists())
-    free = shutil.disk_usage(there).free
-    learn, judge = len(prepared.batches.captions.rows), len(prepared.task.samples)
-    took = duration(steps * seconds + validations * checked)
+    disk, free = _checkpoint_bytes(prepared) + trial.bytes, shutil.disk_usage(_existing(Path(config.output))).free
+    learn, judge = prepared.batches.count, len(prepared.task.samples)
+    took = duration(trial.seconds + steps * seconds + validations * checked)
     lines = [
         f"data       {learn} pictures to learn from, {judge} to validate on",
         f"model      {_shapes(prepared)}",
         f"steps      {steps}: {config.training.epochs} epochs of {trainer.steps_per_epoch}, {words} words in a step",
-        *notes,
         f"memory     {_memory(prepared.device.torch)}",
-        f"disk       {disk / 1e9:.2f} GB at most in {output}, {free / 1e9:.1f} GB free",
-        f"time       {took}: {seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
+        f"disk       {disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB free",
+        f"time       {took}: {trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
     ]
     if disk > free:
         raise CutlineError(
@@ -56,6 +53,50 @@ def dry_run(config: Config, *, quiet: bool = False) -> str:
             fix="--output on a larger disk, or training.keep = 1 in the config file",
         )
     return "\n".join(lines)
+
+
+class _Trial:
+    """Stands in for stored features: makes those of a few pictures, and knows what all would take."""
+
+    def __init__(self) -> None:
+        self.seconds, self.bytes = 0.0, 0
+
+    def __str__(self) -> str:
+        return f"{duration(self.seconds)} to store features, " if self.seconds else ""
+
+    def sources(
+        self, config: Config, model: Captioner, learn: list[Sample], judge: list[Sample], quiet: bool
+    ) -> tuple[Source, Source]:
+        if not run.uses_features(config, model):
+            return run.stored_or_pictures(config, model, learn, judge, quiet)
+        started = time.perf_counter()
+        pixels = np.stack([model.encoder.transform.from_file(sample.image) for sample in learn[:TRIED]])
+        reading = time.perf_counter() - started
+        reference = backends.eager(model.encoder)(pixels[:8])
+        name = "cpu" if config.device == "cpu" else "auto"
+        backend, _ = backends.select(model.encoder, pixels[:8], reference, name, "auto", config.threads, quiet=quiet)
+        backend.run(pixels)
+        started = time.perf_counter()
+        self.features = backend.run(pixels)
+        count = len(learn) + len(judge)
+        self.seconds = max(time.perf_counter() - started, reading) / len(pixels) * count  # the two go on at once
+        self.bytes = 2 * sum(part[0].size for part in self.features) * count
+        return self, self
+
+    def load(self, indices: np.ndarray, draws: object) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(part[indices % len(part)]) for part in self.features)
+
+
+def _checkpoint_bytes(prepared: run.Prepared) -> int:
+    training = prepared.config.training
+    learned = sum(v.numel() * v.element_size() for v in weights.learned(prepared.model).values())
+    frozen = sum(v.numel() * v.element_size() for v in prepared.model.encoder.state_dict().values())
+    copies = 4 if training.ema else 3  # weights, the two moments of Adam, the average
+    return learned * copies * (training.keep + 2) + 2 * frozen  # the encoder is in the bundle as well
+
+
+def _existing(path: Path) -> Path:
+    return next(each for each in [path.absolute(), *path.absolute().parents] if each.exists())
 
 
 def _step_seconds(trainer: Trainer) -> tuple[float, int]:

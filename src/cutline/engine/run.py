@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -18,10 +19,9 @@ from cutline.console import say
 from cutline.data import mirror
 from cutline.data.corpus import Corpus, Sample
 from cutline.data.sources import read
-from cutline.data.vectors import load_vectors
 from cutline.data.words import Words
 from cutline.engine import checkpoint, weights
-from cutline.engine.batches import Batches, Captions, FeatureSource, PictureSource, Source
+from cutline.engine.batches import Batches, Captions, FeatureSource, PictureSource, Source, augments
 from cutline.engine.loop import Trainer
 from cutline.engine.runtime import Device, choose_device
 from cutline.engine.task import CaptioningTask
@@ -43,8 +43,13 @@ class Prepared:
     device: Device
 
 
-def prepare(config: Config, *, words: Words | None = None, quiet: bool = False) -> Prepared:
-    """Read the data, build the model, and bring the two together."""
+Sources = Callable[[Config, Captioner, list[Sample], list[Sample], bool], tuple[Source, Source]]
+
+
+def prepare(
+    config: Config, *, words: Words | None = None, sources: Sources | None = None, quiet: bool = False
+) -> Prepared:
+    """Read the data, build the model, and bring the two together; `sources` says where pictures come from."""
     if config.threads:
         torch.set_num_threads(config.threads)
     device = choose_device(config.device)
@@ -77,12 +82,14 @@ def prepare(config: Config, *, words: Words | None = None, quiet: bool = False) 
     torch.manual_seed(config.seed)
     model = build_captioner(config, len(words.pieces))
     if config.words.embeddings:
+        from cutline.data.vectors import load_vectors
+
         matrix, known, coverage = load_vectors(Path(config.words.embeddings), words.pieces)
         model.decoder.load_vectors(matrix, known)
         say(f"embeddings: {coverage}", quiet=quiet)
     say(_describe(model), quiet=quiet)
     model = model.to(device.torch)
-    learn_from, judge_from = _sources(config, model, learn, judge, quiet)
+    learn_from, judge_from = (sources or stored_or_pictures)(config, model, learn, judge, quiet)
     captions = Captions(
         learn, words, languages, longest=config.words.max_length, mirror_too=config.pictures.augment_flip
     )
@@ -100,18 +107,21 @@ def _describe(model: Captioner) -> str:
     return f"model: {total / 1e6:.1f} M parameters, {learned / 1e6:.1f} M of them learn"
 
 
-def _sources(
-    config: Config, model: Captioner, learn: Sequence[Sample], judge: Sequence[Sample], quiet: bool
+def stored_or_pictures(
+    config: Config, model: Captioner, learn: list[Sample], judge: list[Sample], quiet: bool
 ) -> tuple[Source, Source]:
     """Stored features when the encoder stays as it is, else pictures."""
-    pictures = config.pictures
-    augmented = pictures.augment_flip or pictures.augment_crop < 1 or pictures.augment_colour > 0
-    frozen = weights.is_frozen(model.encoder)
-    if frozen and config.training.features and not augmented:
-        store = open_or_build([*learn, *judge], model.encoder, config, quiet=quiet)
-        return FeatureSource(store, learn), FeatureSource(store, judge)
-    transform = model.encoder.transform
-    return PictureSource(learn, transform, pictures), PictureSource(judge, transform, pictures)
+    if not uses_features(config, model):
+        transform = model.encoder.transform
+        return PictureSource(learn, transform, config.pictures), PictureSource(judge, transform, config.pictures)
+    store = open_or_build([*learn, *judge], model.encoder, config, quiet=quiet)
+    for samples in (learn, judge):  # pictures that could not be read have no features
+        samples[:] = [sample for sample in samples if sample.id in store]
+    return FeatureSource(store, learn), FeatureSource(store, judge)
+
+
+def uses_features(config: Config, model: Captioner) -> bool:
+    return weights.is_frozen(model.encoder) and config.training.features and not augments(config.pictures)
 
 
 def fingerprint(corpus: Corpus) -> str:
@@ -134,6 +144,7 @@ def create(prepared: Prepared) -> Path:
             break
         except FileExistsError:
             path = base.with_name(f"{base.name}-{attempt}")
+    _point(path.parent / "latest", path)
     (path / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
     (path / "data.txt").write_text(f"{fingerprint(prepared.corpus)}\n{prepared.corpus.source}\n", encoding="utf-8")
     prepared.words.save(path / "words.json")
@@ -142,6 +153,15 @@ def create(prepared: Prepared) -> Path:
         tensors = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
         safetensors.torch.save_file(tensors, path / "encoder.safetensors")
     return path
+
+
+def _point(link: Path, run: Path) -> None:
+    """Let `latest` name the newest run, where the file system has links and the name is not something else's."""
+    draft = link.with_name(f".{run.name}.link")
+    with contextlib.suppress(OSError):
+        if link.is_symlink() or not link.exists():
+            draft.symlink_to(run.name, target_is_directory=True)
+            draft.replace(link)
 
 
 def trainer(prepared: Prepared, run: Path) -> Trainer:
@@ -177,8 +197,10 @@ def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Wo
     if chosen is None and (step is not None or wanted >= 0):
         raise ModelError(f"{run} has no valid checkpoint of step {wanted}", fix=f"use step {newest.step}")
     chosen = chosen or newest
-    model = build_captioner(config, len(words.pieces), weights=False)
+    bare = replace(config, encoder=replace(config.encoder, weights="none"))  # they come from the run folder
+    model = build_captioner(bare, len(words.pieces))
     stored = run / "encoder.safetensors"
+    model.encoder.requires_grad_(not stored.exists())
     if stored.exists():
         model.encoder.load_state_dict(safetensors.torch.load_file(stored))
     state = chosen.tensors("model")

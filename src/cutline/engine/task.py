@@ -14,6 +14,7 @@ from cutline.data.corpus import Sample
 from cutline.data.words import Words
 from cutline.engine.batches import Batch, Source, move
 from cutline.evaluation.text import Scores, score
+from cutline.models.attention import coverage_penalty
 from cutline.models.captioner import Captioner, TorchStep
 from cutline.search import Hypothesis, search
 
@@ -58,16 +59,14 @@ class CaptioningTask:
         number of words in all of them, so that the gradients add up to those of one large batch.
         """
         training = self.config.training
-        losses = self.model.losses(
-            batch.inputs,
-            batch.tokens,
-            smoothing=training.label_smoothing,
-            attention_weight=training.attention_weight,
-            sampling=sampling,
+        nats, attention = self.model.cross_entropy(
+            batch.inputs, batch.tokens, smoothing=training.label_smoothing, sampling=sampling
         )
-        own = int((batch.tokens[..., 1:] != PAD).sum())
-        loss = losses.words * (own / tokens) + training.attention_weight * share * losses.attention
-        return loss, float(losses.words.detach()) * own
+        loss = nats / tokens
+        if training.attention_weight and attention.shape[-1]:
+            penalty = coverage_penalty(attention, batch.tokens[..., 1:] != PAD)
+            loss = loss + training.attention_weight * share * penalty
+        return loss, float(nats.detach())
 
     def validate(self, batch: int, device: torch.device, advance: Callable[..., None]) -> Validation:
         """Caption the validation pictures freely, once in each language, and score what comes out."""
