@@ -252,6 +252,7 @@ def test_tables_named_for_their_splits(tmp_path: Path) -> None:
         ("1.jpg,A dog", "no column for the picture: found '1.jpg', 'A dog'"),
         ("image,remark", "no column for captions: found 'image', 'remark'"),
         ("", "no column for the picture: found none"),
+        ("a\rb", "no column for the picture: found 'a\rb'"),
     ],
 )
 def test_unclear_headers_are_refused_with_what_was_found(header: str, message: str, tmp_path: Path) -> None:
@@ -363,6 +364,17 @@ def test_jsonl_problems(tmp_path: Path) -> None:
     assert [sample.id for sample in corpus.samples] == ["4.jpg"]
 
 
+def test_half_characters_anywhere_can_still_be_printed(tmp_path: Path) -> None:
+    row = {"image": "1.jpg", "caption": "A dog", "id": "\ud800", "label": "\ud800", "lang": "\ud800"}
+    bad = [{**row, "split": "\ud800"}, {"image": "\ud800/\ud800.jpg", "caption": "x"}]
+    fill(tmp_path, {"t.jsonl": [row, *bad], "1.jpg": PICTURE})
+    corpus = read_corpus(tmp_path, skip_bad=True)
+    sample = corpus.samples[0]
+    assert (sample.id, sample.label, corpus.languages) == (r"\ud800", r"\ud800", (r"\ud800",))
+    assert [problem.message.split(":")[0] for problem in corpus.problems] == ["unknown split", "no such picture"]
+    assert "".join(map(str, corpus.problems)).encode()
+
+
 @pytest.mark.parametrize("data", ["Grün,x".encode("utf-16"), b""])
 def test_files_that_cannot_be_read_at_all(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(data)
@@ -380,6 +392,8 @@ def test_json_that_is_none(content: str, tmp_path: Path) -> None:
 def test_lines_end_only_where_lines_end(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo\u2028still two\x85\nthree".encode())
     assert read_lines(tmp_path / "a.txt", pytest.fail) == ["one", "two\u2028still two\x85", "three"]
+    (tmp_path / "a.txt").write_bytes(b"one\rtwo")
+    assert read_lines(tmp_path / "a.txt", pytest.fail) == ["one", "two"]
 
 
 # Folders ------------------------------------------------------------------------------------------------------------

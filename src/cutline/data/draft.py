@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
-from cutline.data.files import folded, folder_name, spellings, writable
+from cutline.data.files import folded, folder_name, plain, spellings, writable
 from cutline.errors import DataError
 
 UNKNOWN_LANGUAGE = "und"
@@ -75,7 +75,7 @@ class Draft:
 
     def problem(self, file: Path, line: int | None, message: str) -> None:
         """Note something wrong. What stands before the colon is its kind, by which problems are counted."""
-        self.problems.append(Problem(file, line, message))
+        self.problems.append(Problem(file, line, plain(message)))
 
     # Pictures -------------------------------------------------------------------------------------------------
 
@@ -111,8 +111,7 @@ class Draft:
     def found(self, path: str, file: Path, line: int | None, name: str = "") -> Entry | None:
         """The entry of a picture that is known to be there, by its path below the root."""
         if not writable(path):
-            plain = path.encode("utf-8", "backslashreplace").decode()
-            self.problem(self.root, None, f"file name not in UTF-8: {plain}")
+            self.problem(self.root, None, f"file name not in UTF-8: {path}")
             return None
         if path not in self.entries:
             self.entries[path] = Entry(name or path, self.root / path, file, line)
@@ -120,7 +119,7 @@ class Draft:
 
     def _inside(self, name: str, home: str) -> str:
         """`name`, as a file in the folder `home` has it, as a path below the root; empty if it leads elsewhere."""
-        name = name.strip().replace("\\", "/")
+        name = plain(name.strip().replace("\\", "/"))
         if not name:
             return ""
         absolute = name.startswith("/") or re.match(r"[A-Za-z]:", name)
@@ -173,7 +172,7 @@ class Draft:
 
     def language(self, stated: str, otherwise: str = UNKNOWN_LANGUAGE) -> str:
         """The code of a language; where none is stated, the only one asked for, or else `otherwise`."""
-        return stated.strip().lower() or (self.languages[0] if len(self.languages) == 1 else otherwise)
+        return plain(stated.strip().lower()) or (self.languages[0] if len(self.languages) == 1 else otherwise)
 
     def split(self, entry: Entry, stated: str, file: Path, line: int | None) -> None:
         split = split_named(stated)
@@ -185,17 +184,17 @@ class Draft:
             entry.split = split
 
     def label(self, entry: Entry, label: str, file: Path, line: int | None) -> None:
-        if entry.label not in (None, label):
+        if entry.label not in (None, plain(label)):
             self.problem(file, line, f"two labels: {entry.name} is '{entry.label}' and '{label}'")
         else:
-            entry.label = label
+            entry.label = plain(label)
 
     def identify(self, entry: Entry, id: str, file: Path, line: int | None) -> None:
-        if entry.id not in ("", id):
+        if entry.id not in ("", plain(id)):
             hint = "leave such a column out if it numbers captions"
             self.problem(file, line, f"two ids: {entry.name} is '{entry.id}' and '{id}' ({hint})")
         else:
-            entry.id = id
+            entry.id = plain(id)
 
     # The end ----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ def read_lines(file: Path, problem: Callable[[Path, int, str], None]) -> list[st
         raise DataError(f"cannot read {file}: {error.strerror}") from None
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{file} is UTF-16", fix="save it as UTF-8")
+    if b"\n" not in data:  # Excel on a Mac may still write so
+        data = data.replace(b"\r", b"\n")
     try:
         lines = data.decode("utf-8").split("\n")
     except UnicodeDecodeError:
@@ -62,6 +64,11 @@ def writable(text: str) -> bool:
     return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def plain(text: str) -> str:
+    """`text` with what cannot be written spelt out."""
+    return text if writable(text) else text.encode("utf-8", "backslashreplace").decode()
+
+
 def folded(name: str) -> str:
     """Alike for names that differ in case, or in how accents are composed, as other systems may have written them."""
     return "\0" + unicodedata.normalize("NFC", name).casefold()
@@ -71,7 +78,7 @@ def spellings(folder: Path) -> dict[str, str]:
     """The files in a folder: each by its name, and by its folded name where only one has it."""
     try:
         names = [entry.name for entry in os.scandir(folder)]
-    except OSError:
+    except (OSError, ValueError):  # no such folder, or no name that one could have
         return {}
     listing: dict[str, str] = {}
     for name in names:

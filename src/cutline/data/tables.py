@@ -95,7 +95,10 @@ def read_csv_file(file: Path, draft: Draft, language: str, only: Collection[str]
 
 def csv_header(line: str) -> tuple[str, tuple[str, ...]]:
     """The delimiter that parts the header into the most columns, and the columns."""
-    rows = [(mark, next(csv.reader([line], delimiter=mark), [])) for mark in ",;\t|"]
+    try:
+        rows = [(mark, next(csv.reader([line], delimiter=mark), [])) for mark in ",;\t|"]
+    except csv.Error:
+        return ",", (line,)  # no header at all
     mark, row = max(rows, key=lambda item: len(item[1]))
     return mark, tuple(name.strip() for name in row)
 
