@@ -61,7 +61,11 @@ def folder_name(path: Path) -> str:
 
 def writable(text: str) -> bool:
     """Whether it can be written: JSON may hold half a character, and Linux any bytes in a file's name."""
-    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def plain(text: str) -> str:
