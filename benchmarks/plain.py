@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cutline.models.decoder import RecurrentDecoder
+from cutline.models.recurrent import RecurrentDecoder
 
 
 class PlainRecurrent(nn.Module):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cutline.config import Config
-from cutline.errors import ModelError
 from cutline.models.decoder import Decoder, Tensors, build_decoder
 from cutline.models.encoders import Encoder, Features, build_encoder
 from cutline.models.vocabulary import PAD
@@ -21,16 +20,14 @@ Array = np.ndarray[Any, Any]
 class Captioner(nn.Module):
     """Reads pictures, `inputs` = (uint8 (B,3,H,W),), or what an encoder made of them, (grid (B,R,C), pooled (B,P))."""
 
-    encoder: Encoder
-    decoder: Decoder
-
     def __init__(self, encoder: Encoder, decoder: Decoder) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
 
     def features(self, inputs: Tensors) -> Features:
         if len(inputs) == 1:
-            return self.encoder(inputs[0])
+            features: Features = self.encoder(inputs[0])
+            return features
         return Features(*(part.float() for part in inputs))
 
     def forward(
@@ -44,7 +41,8 @@ class Captioner(nn.Module):
         """Tokens (B,N,T), from the begin token on, to scores of the next ones (B,N,T,V) and attention (B,N,T,R)."""
         features = self.features(inputs)
         tokens = self._given(features, tokens, sampling, generator)
-        return self.decoder(features.grid, features.pooled, tokens)
+        logits, attention = self.decoder(features.grid, features.pooled, tokens)
+        return logits, attention
 
     def cross_entropy(
         self,
@@ -78,44 +76,6 @@ class Captioner(nn.Module):
         mixed = torch.where(chosen & (old != PAD), logits.argmax(-1), old)
         return torch.cat([tokens[..., :1], mixed], -1)
 
-    def checkpoint(self, on: bool = True) -> None:
-        """Recompute in the backward pass rather than store: the same gradients for less memory and more time."""
-        self.encoder.checkpointing = self.decoder.checkpointing = on
-
-    def parameter_groups(self, encoder_rate: float, rate: float) -> list[dict[str, Any]]:
-        """What learns, for an optimizer: each part at its own rate, and no weight decay on biases, norms and places."""
-        groups: list[dict[str, Any]] = []
-        for part, lr in ((self.encoder, encoder_rate), (self.decoder, rate)):
-            learning = [p for p in cast(nn.Module, part).parameters() if p.requires_grad]
-            matrices, vectors = ([p for p in learning if (p.ndim > 1) == wide] for wide in (True, False))
-            groups += [{"params": matrices, "lr": lr}, {"params": vectors, "lr": lr, "weight_decay": 0.0}]
-        return [group for group in groups if group["params"]]
-
-    def learned_state(self) -> dict[str, Tensor]:
-        """All weights but those of an encoder that stays as the hub or a file gave it."""
-        state: dict[str, Tensor] = self.state_dict()
-        return {
-            name: tensor for name, tensor in state.items() if not (self._given_encoder and name.startswith("encoder."))
-        }
-
-    def load_learned_state(self, state: dict[str, Tensor]) -> None:
-        wanted = self.learned_state()
-        if wrong := sorted(wanted.keys() ^ state.keys()):
-            raise ModelError(
-                f"the weights are of another model: {', '.join(wrong[:3])} …", fix="use the run's own config"
-            )
-        for name, tensor in wanted.items():
-            if tensor.shape != state[name].shape:
-                shapes = f"{tuple(state[name].shape)}, expected {tuple(tensor.shape)}"
-                raise ModelError(
-                    f"the weights are of another model: {name} is {shapes}", fix="use the run's own config"
-                )
-        self.load_state_dict(state, strict=False)
-
-    @property
-    def _given_encoder(self) -> bool:
-        return self.encoder.given and not any(p.requires_grad for p in cast(nn.Module, self.encoder).parameters())
-
 
 def build_captioner(config: Config, words: int) -> Captioner:
     """A captioner for a vocabulary of so many words."""
@@ -127,9 +87,9 @@ def build_captioner(config: Config, words: int) -> Captioner:
         pooled_channels=encoder.pooled_channels,
         regions=encoder.grid_side**2,
     )
-    captioner = Captioner(encoder, decoder)
-    captioner.checkpoint(config.training.checkpointing)
-    return captioner
+    encoder.checkpoint(config.training.checkpointing)
+    decoder.checkpointing = config.training.checkpointing
+    return Captioner(encoder, decoder)
 
 
 class StepState(NamedTuple):
@@ -147,11 +107,10 @@ class TorchStep:
     def __init__(self, captioner: Captioner, *, precision: str = "fp32") -> None:
         self.captioner = captioner.eval()
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        decoder = cast(nn.Module, captioner.decoder)
-        self.device = next(decoder.parameters()).device
         self.decoder = captioner.decoder
         if self.dtype == torch.bfloat16:
-            self.decoder = cast(Decoder, copy.deepcopy(decoder).to(self.dtype))
+            self.decoder = copy.deepcopy(self.decoder).to(self.dtype)
+        self.device = next(self.decoder.parameters()).device
 
     @torch.inference_mode()
     def start(self, inputs: Tensors | Array) -> StepState:

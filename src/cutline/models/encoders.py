@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, cast
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from cutline.config import EncoderConfig, PicturesConfig
 from cutline.data.images import Transform
-from cutline.errors import choose, require
+from cutline.errors import ConfigError, choose, require
+from cutline.models.weights import load_weights
 
 
 class Features(NamedTuple):
@@ -20,8 +23,8 @@ class Features(NamedTuple):
     """(B,P)."""
 
 
-class Encoder(Protocol):
-    """What the rest knows of an encoder. Every one is also an `nn.Module`."""
+class Encoder(nn.Module, ABC):
+    """What the rest knows of an encoder."""
 
     name: str
     """As in the config."""
@@ -29,32 +32,46 @@ class Encoder(Protocol):
     channels: int
     pooled_channels: int
     grid_side: int
-    given: bool
-    """Its weights came from the hub or a file, so that they can be had again."""
-    checkpointing: bool
 
-    def __call__(self, pictures: Tensor) -> Features:
+    @abstractmethod
+    def forward(self, pictures: Tensor) -> Features:
         """Pictures uint8 (B,3,H,W)."""
 
+    @abstractmethod
     def stages(self) -> list[list[nn.Parameter]]:
         """All parameters, from the picture inwards, in the portions in which learning can be switched on."""
+
+    @abstractmethod
+    def checkpoint(self, on: bool) -> None:
+        """Recompute in the backward pass what would otherwise be stored for it."""
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module; but what does not learn stays still: batch norms keep their statistics, dropout rests."""
+        super().train(mode)
+        for module in self.modules():
+            parameters = list(module.parameters())
+            if parameters and module is not self and not any(p.requires_grad for p in parameters):
+                module.eval()
+        return self
 
 
 def build_encoder(config: EncoderConfig, pictures: PicturesConfig) -> Encoder:
     """The encoder of a config, with its weights, and with what is not to learn frozen."""
     encoder: Encoder
     if config.name == "small":
-        encoder = SmallEncoder(config, pictures)
+        encoder = SmallEncoder(pictures)
+        if config.weights == "hub":
+            raise ConfigError("the hub has no weights of the encoder 'small'", fix='encoder.weights = "none"')
+        if config.weights not in ("auto", "none"):
+            load_weights(encoder, Path(config.weights))
     else:
         require("timm", "train", f"the encoder '{config.name}'")
         from cutline.models.pretrained import TimmEncoder
 
         encoder = TimmEncoder(config, pictures)
-    part = config.train
-    if part == "auto":
-        part = "nothing" if encoder.given else "all"
-    freeze(encoder, part)
-    return encoder
+    learned = config.weights != "none" and not (config.name == "small" and config.weights == "auto")
+    freeze(encoder, config.train if config.train != "auto" else "nothing" if learned else "all")
+    return encoder.train()
 
 
 def freeze(encoder: Encoder, part: str) -> None:
@@ -69,19 +86,11 @@ def freeze(encoder: Encoder, part: str) -> None:
             parameter.requires_grad_(index >= first)
 
 
-def keep_frozen_still(module: nn.Module) -> None:
-    """Put what does not learn in evaluation mode: its batch norms keep their statistics, its dropout rests."""
-    for child in module.modules():
-        parameters = list(child.parameters())
-        if parameters and not any(p.requires_grad for p in parameters):
-            child.eval()
-
-
 def weights_hash(encoder: Encoder) -> str:
     """One short name for what the encoder computes: its kind and every weight."""
     digest = require("xxhash", "train", "naming an encoder's weights").xxh3_128()
     digest.update(encoder.name.encode())
-    for name, tensor in sorted(cast(nn.Module, encoder).state_dict().items()):
+    for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return str(digest.hexdigest())
@@ -104,7 +113,7 @@ class Normalise(nn.Module):
         return scaled.contiguous(memory_format=torch.channels_last)
 
 
-class SmallEncoder(nn.Module):
+class SmallEncoder(Encoder):
     """Our own, for drawn scenes and small data: learns from scratch in minutes on a CPU.
 
     A cell of its 8 x 8 grid sees about four cells' width: enough for a whole shape, too little for the whole picture,
@@ -112,9 +121,8 @@ class SmallEncoder(nn.Module):
     """
 
     name = "small"
-    given = False
 
-    def __init__(self, config: EncoderConfig, pictures: PicturesConfig) -> None:
+    def __init__(self, pictures: PicturesConfig) -> None:
         super().__init__()
         size = pictures.size or 96
         self.transform = Transform(
@@ -143,10 +151,8 @@ class SmallEncoder(nn.Module):
     def stages(self) -> list[list[nn.Parameter]]:
         return [list(block.parameters()) for block in self.blocks]
 
-    def train(self, mode: bool = True) -> SmallEncoder:
-        super().train(mode)
-        keep_frozen_still(self)
-        return self
+    def checkpoint(self, on: bool) -> None:
+        self.checkpointing = on
 
 
 def _block(before: int, after: int, size: int, stride: int = 1, pad: int | None = None) -> nn.Sequential:

@@ -6,6 +6,7 @@ Importing timm takes seconds, so this module is imported only when such an encod
 from __future__ import annotations
 
 import ast
+import contextlib
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +18,14 @@ from torch import Tensor, nn
 from cutline.config import EncoderConfig, PicturesConfig
 from cutline.data.images import Transform
 from cutline.errors import ConfigError, ModelError, nearest
-from cutline.models.encoders import Features, Normalise, keep_frozen_still
+from cutline.models.encoders import Encoder, Features, Normalise
+from cutline.models.weights import WAYS_OUT, first_line, load_weights
 
-WAYS_OUT = 'give a file with encoder.weights, or learn without: encoder.weights = "none", or encoder.name = "small"'
 OWN = ("mean", "std", "interpolation", "crop_pct")
 """What a name's arguments may say of the preprocessing; all others are the model's."""
 
 
-class TimmEncoder(nn.Module):
+class TimmEncoder(Encoder):
     """A timm model by name, with arguments where its weights need others than timm's own.
 
     Converted weights often do: "mobilenetv2_100:pad_type=same,mean=0.5,std=0.5" is one that learned in TensorFlow.
@@ -32,8 +33,7 @@ class TimmEncoder(nn.Module):
 
     def __init__(self, config: EncoderConfig, pictures: PicturesConfig) -> None:
         super().__init__()
-        self.name, self.checkpointing = config.name, False
-        self.given = config.weights != "none"
+        self.name = config.name
         kind, arguments = parse(config.name)
         own = {key: arguments.pop(key) for key in OWN if key in arguments}
         self.model: Any = _build(kind, arguments, config.weights, pictures.size)
@@ -41,7 +41,7 @@ class TimmEncoder(nn.Module):
         self.normalise = Normalise(self.transform)
         self.model.to(memory_format=torch.channels_last)
         if config.weights not in ("none", "auto", "hub"):
-            load_file(self.model, Path(config.weights))
+            load_weights(self.model, Path(config.weights), ignore=_classifiers(self.model))
         self.channels, self.pooled_channels, self.grid_side = self._measure()
 
     def forward(self, pictures: Tensor) -> Features:
@@ -59,19 +59,8 @@ class TimmEncoder(nn.Module):
         groups = timm.models.group_parameters(self.model, self.model.group_matcher(coarse=True))
         return [[named[name] for name in groups[key]] for key in sorted(groups)]
 
-    def train(self, mode: bool = True) -> TimmEncoder:
-        super().train(mode)
-        keep_frozen_still(self)
-        return self
-
-    @property
-    def checkpointing(self) -> bool:
-        return self._checkpointing
-
-    @checkpointing.setter
-    def checkpointing(self, on: bool) -> None:
-        self._checkpointing = on
-        if "model" in self._modules and hasattr(self.model, "set_grad_checkpointing"):
+    def checkpoint(self, on: bool) -> None:
+        with contextlib.suppress(AssertionError):  # that is how timm says that a model cannot
             self.model.set_grad_checkpointing(on)
 
     def _measure(self) -> tuple[int, int, int]:
@@ -82,7 +71,7 @@ class TimmEncoder(nn.Module):
             with torch.no_grad():
                 grid, pooled = self(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         except (RuntimeError, AssertionError, ValueError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             raise ConfigError(f"encoder '{self.name}' cannot see {size} x {size} pixels: {reason}") from None
         self.train(training)
         side = math.isqrt(grid.shape[1])
@@ -122,7 +111,7 @@ def _build(kind: str, arguments: dict[str, Any], weights: str, size: int) -> nn.
     try:
         model: nn.Module = timm.create_model(kind, num_classes=0, **arguments)
     except Exception as error:
-        reason = _first_line(error)
+        reason = first_line(error)
         if from_hub:  # its client has a dozen ways to say that something went wrong on the way
             raise ModelError(f"no weights for encoder '{kind}' from the hub: {reason}", fix=WAYS_OUT) from None
         if not arguments:
@@ -146,13 +135,9 @@ def _from_hub(kind: str) -> dict[str, Any]:
     try:
         hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
     except Exception as error:
-        reason = f"{hub.constants.ENDPOINT} cannot be reached ({_first_line(error)})"
+        reason = f"{hub.constants.ENDPOINT} cannot be reached ({first_line(error)})"
         raise ModelError(f"no weights for encoder '{kind}': {reason}", fix=WAYS_OUT) from None
     return {"pretrained": True}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _transform(model: nn.Module, own: dict[str, Any], pictures: PicturesConfig) -> Transform:
@@ -171,45 +156,7 @@ def _transform(model: nn.Module, own: dict[str, Any], pictures: PicturesConfig) 
     )
 
 
-def load_file(model: nn.Module, path: Path) -> None:
-    """Weights from a safetensors file, or a PyTorch file that holds tensors and nothing else."""
-    given = _read(path)
-    classifiers = _classifiers(model)
-    given = {k: v for k, v in given.items() if not k.startswith(classifiers)}
-    wanted = model.state_dict()
-    # Counters of training steps, which evaluation does not need and converted files do not have.
-    absent = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
-    surplus = [key for key in given if key not in wanted]
-    shapes = [key for key, tensor in given.items() if key in wanted and tensor.shape != wanted[key].shape]
-    for problem, keys in (("lacks", absent), ("has besides", surplus), ("has in another shape", shapes)):
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            raise ModelError(
-                f"{path} does not fit the encoder: it {problem} {', '.join(keys[:3])}{more}",
-                expected="weights in timm's naming, of the very model that encoder.name says",
-            )
-    model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()}, strict=False)
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ModelError(f"no weights file {path}", expected='a file, "hub" or "none"', fix=WAYS_OUT)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load
-
-            return load(path.read_bytes())
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = _first_line(error)
-        raise ModelError(f"cannot read weights from {path}: {reason}", expected="a safetensors file") from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
-        raise ModelError(f"{path} holds no table of weights", expected="a safetensors file")
-    return found
-
-
-def _classifiers(model: nn.Module) -> tuple[str, ...]:
+def _classifiers(model: Any) -> tuple[str, ...]:
     """What the names of a classifier's weights begin with; it plays no part in encoding."""
     names = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
     names = [names] if isinstance(names, str) else names

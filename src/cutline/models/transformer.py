@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,12 +16,11 @@ from torch.utils.checkpoint import checkpoint
 from cutline.config import DecoderConfig
 from cutline.errors import ConfigError
 from cutline.models.attention import Regions, normalise
+from cutline.models.decoder import Decoder, Tensors
 from cutline.models.vocabulary import Vocabulary
 
-Tensors = tuple[Tensor, ...]
 
-
-class TransformerDecoder(nn.Module):
+class TransformerDecoder(Decoder):
     """Pre-norm layers over a sentence that begins with the picture's pooled vector.
 
     The state of a layer is the keys and values of all positions so far, each (B,N,t,H). Since the pooled vector is the
@@ -38,7 +35,6 @@ class TransformerDecoder(nn.Module):
                 f"decoder.hidden is {hidden}, which {config.heads} heads cannot share",
                 expected="a multiple of twice decoder.heads",
             )
-        self.checkpointing = False
         self.vocabulary = Vocabulary(words, hidden, embed, tie=config.tie)
         self.widen = nn.Linear(embed, hidden, bias=False) if embed != hidden else nn.Identity()
         self.first = nn.Linear(pooled_channels, hidden)
@@ -48,9 +44,6 @@ class TransformerDecoder(nn.Module):
             Layer(hidden, config.heads, config.dropout) for _ in range(config.layers)
         )
         self.norm = nn.LayerNorm(hidden)
-
-    def load_vectors(self, matrix: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> None:
-        self.vocabulary.load_vectors(matrix, known)
 
     def start(self, grid: Tensor, pooled: Tensor) -> tuple[Tensors, Tensors]:
         memory = self._memory(grid)
@@ -63,10 +56,6 @@ class TransformerDecoder(nn.Module):
         output, attention, state = self._layers(memory, state, words)
         logits = self.vocabulary.logits(output.squeeze(2))
         return F.log_softmax(logits, -1, dtype=torch.float32), attention.squeeze(2), state
-
-    def forward(self, grid: Tensor, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        outputs, attention = self.outputs(grid, pooled, tokens)
-        return self.vocabulary.logits(outputs), attention
 
     def outputs(self, grid: Tensor, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         prefix = self._prefix(pooled).expand(-1, tokens.shape[1], -1, -1)
