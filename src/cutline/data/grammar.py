@@ -1,7 +1,7 @@
 """What can be said about a scene, in English, German, French and Spanish.
 
-A scene is one group of equal shapes at a place, or two groups of which one is above, or to the left of, the other. It is
-said in a few forms ("plain", "there", "front", "short", "definite", "picture"), starting from either group. The
+A scene is one group of equal shapes at a place, or two groups of which one is above, or to the left of, the other. It
+is said in a few forms ("plain", "there", "front", "short", "definite", "picture"), starting from either group. The
 forms are the same in every language; what differs is how a group is called (gender, number, case, where the adjectives
 stand) and what the words do to their neighbours ("de le" -> "du", "von dem" -> "vom").
 """
@@ -34,7 +34,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Composition:
-    """All that the captions say of a scene: two pictures of the same composition have the same captions to choose from."""
+    """All that a caption can say of a scene."""
 
     first: Group
     where: str
@@ -240,7 +240,7 @@ _LANGUAGES = {
             "left": "on the left",
             "right": "on the right",
             "middle": "in the middle",
-        },  # fmt: skip
+        },
         {"above": "above", "below": "below", "left of": "to the left of", "right of": "to the right of"},
         ("there is", "there are"),
         ("there is", "there are"),
@@ -266,7 +266,7 @@ _LANGUAGES = {
             "below": "au-dessous de",
             "left of": "à gauche de",
             "right of": "à droite de",
-        },  # fmt: skip
+        },
         ("il y a", "il y a"),
         ("il y a", "il y a"),
         ("est", "sont"),
@@ -281,13 +281,13 @@ _LANGUAGES = {
             "left": "a la izquierda",
             "right": "a la derecha",
             "middle": "en el centro",
-        },  # fmt: skip
+        },
         {
             "above": "encima de",
             "below": "debajo de",
             "left of": "a la izquierda de",
             "right of": "a la derecha de",
-        },  # fmt: skip
+        },
         ("hay", "hay"),
         ("hay", "hay"),
         ("está", "están"),

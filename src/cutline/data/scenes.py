@@ -30,9 +30,11 @@ Box = tuple[float, float, float, float]
 SETTINGS = "scenes.json"
 ROWS = "scenes.jsonl"
 VERSION = 1
+SIZE = 96
+"""Side of a picture, in pixels, unless told otherwise."""
 _SMOOTH = 4
 """Shapes are drawn this much larger and then reduced, which makes their edges smooth."""
-_SIDES = {"small": (0.15, 0.18), "large": (0.26, 0.29)}
+_SIDES = {"small": (0.16, 0.19), "large": (0.26, 0.29)}
 """Shortest and longest side of a shape, as a share of the picture's."""
 _RGB = {
     "red": (214, 32, 40), "orange": (247, 134, 20), "yellow": (245, 208, 20), "green": (34, 153, 60),
@@ -55,7 +57,7 @@ def draw(
     *,
     count: int = 3000,
     languages: Sequence[str] = LANGUAGES,
-    size: int = 96,
+    size: int = SIZE,
     seed: int = 0,
     progress: Callable[[int], None] | None = None,
 ) -> Path:
@@ -97,9 +99,11 @@ def objects_of(folder: Path) -> dict[str, list[SceneObject]]:
     """What each picture shows, by the id of the picture."""
     path = Path(folder) / ROWS
     found: dict[str, list[SceneObject]] = {}
+    number = 0
     try:
         with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for line in lines:
+                number += 1
                 row = json.loads(line)
                 found[row["id"]] = [
                     SceneObject(o["shape"], o["colour"], o["size"], tuple(o["box"])) for o in row["objects"]
@@ -308,5 +312,5 @@ _CORNERS = {
     "triangle": [(0.0, -1.0), (1.0, 0.75), (-1.0, 0.75)],
     "star": _ring(10, 1.0, 0.42),
     "heart": _heart(48),
-    "diamond": [(0.0, -1.0), (0.62, 0.0), (0.0, 1.0), (-0.62, 0.0)],
+    "diamond": [(0.0, -1.0), (0.68, 0.0), (0.0, 1.0), (-0.68, 0.0)],
 }
