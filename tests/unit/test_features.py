@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cutline.config import Config, DataConfig, EncoderConfig
+from cutline.config import Config, DataConfig, EncoderConfig, PicturesConfig
 from cutline.data.corpus import Sample
 from cutline.errors import CutlineError, DataError, ModelError
 from cutline.features import FeatureStore, StoreKey, build, open_or_build, store_path
@@ -42,11 +42,11 @@ def samples(tmp_path: Path) -> list[Sample]:
 @pytest.fixture
 def encoder() -> SmallEncoder:
     torch.manual_seed(0)
-    return SmallEncoder(size=24, widths=(4, 6, 8)).eval()
+    return SmallEncoder(PicturesConfig(size=24)).eval()
 
 
 def made(samples, encoder, out: Path, **options) -> FeatureStore:
-    return build(samples, encoder, out, **{"name": "small", "backend": "torch", "batch": 4, "quiet": True, **options})
+    return build(samples, encoder, out, **{"backend": "torch", "batch": 4, "quiet": True, **options})
 
 
 def contents(store: Path) -> dict[str, bytes]:
@@ -118,7 +118,7 @@ def test_verify_names_the_damaged_pictures(samples, encoder, tmp_path):
 
 def test_features_of_something_else_are_refused(samples, encoder, tmp_path):
     store = made(samples, encoder, tmp_path / "store")
-    key = key_of(encoder, "small")
+    key = key_of(encoder)
     store.check(key)
     store.check(replace(key, precision="fp32"))
     for other, said in [
@@ -130,7 +130,7 @@ def test_features_of_something_else_are_refused(samples, encoder, tmp_path):
         with pytest.raises(ModelError, match=said):
             store.check(other)
     with torch.no_grad():
-        encoder.stages[0].weight[0, 0, 0, 0] += 1e-3
+        encoder.blocks[0][0].weight[0, 0, 0, 0] += 1e-3
     with pytest.raises(ModelError, match="another weights"):
         made(samples, encoder, tmp_path / "store")
 
@@ -159,7 +159,7 @@ def test_what_fp16_cannot_hold_is_refused(samples, encoder, tmp_path, value):
             grid, pooled = super().forward(pictures)
             return grid, pooled + value * (pictures.float().mean((1, 2, 3), keepdim=True)[:, :, 0, 0] > self.limit)
 
-    loud = Loud(size=24, widths=(4, 6, 8))
+    loud = Loud(PicturesConfig(size=24)).eval()
     means = [float(loud.transform.from_file(sample.image).mean()) for sample in samples]
     loud.limit = sorted(means)[-2] if value == value else 0.0
     named = samples[int(np.argmax(means))].id if value == value else samples[0].id
@@ -314,7 +314,7 @@ def test_what_is_there_already_is_never_lost(samples, encoder, tmp_path):
 def test_the_cache_serves_subsets_and_rebuilds_what_no_longer_holds(samples, encoder, tmp_path, monkeypatch):
     monkeypatch.setenv("CUTLINE_CACHE", str(tmp_path / "cache"))
     config = Config(device="cpu", data=DataConfig(), encoder=EncoderConfig(name="small"))
-    key, ids = key_of(encoder, "small"), [sample.id for sample in samples]
+    key, ids = key_of(encoder), [sample.id for sample in samples]
     path = store_path(key, ids)
     assert path.is_relative_to(tmp_path / "cache" / "features")
     sizes = count_encoded(monkeypatch)
@@ -333,7 +333,7 @@ def test_the_cache_serves_subsets_and_rebuilds_what_no_longer_holds(samples, enc
     assert open_or_build(samples, encoder, config, quiet=True).verify() == []
     assert sum(sizes) == 3 * (8 + COUNT)
     with torch.no_grad():
-        encoder.stages[0].weight *= 2
+        encoder.blocks[0][0].weight *= 2
     assert open_or_build(samples, encoder, config, quiet=True).path.parent != path.parent
 
 

@@ -115,12 +115,11 @@ def _build(given: Build) -> int:
     if threads:
         torch.set_num_threads(threads)
     network = build_encoder(encoder, config.pictures)
-    out = given.out or store_path(key_of(network, encoder.name), [sample.id for sample in corpus.samples])
+    out = given.out or store_path(key_of(network), [sample.id for sample in corpus.samples])
     store = build(
         corpus.samples,
         network,
         out,
-        name=encoder.name,
         backend=given.backend,
         precision=given.precision,
         batch=given.batch,

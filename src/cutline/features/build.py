@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from cutline.console import progress, say
 from cutline.data.corpus import Sample
 from cutline.data.images import Transform
 from cutline.data.sources import cache_folder
-from cutline.errors import DataError, ModelError, require
+from cutline.errors import DataError, ModelError
 from cutline.features import backends
 from cutline.features.backends import Backend, Pair, Pixels
 from cutline.features.draft import Draft, Entry, Plan, claim, only_builder, stamp
@@ -43,7 +43,6 @@ def build(
     encoder: Encoder,
     out: Path,
     *,
-    name: str,
     backend: str = "auto",
     precision: str = "auto",
     batch: int = BATCH,
@@ -61,7 +60,7 @@ def build(
         raise DataError("there are no pictures to build features of")
     if batch < 1:
         raise DataError(f"a batch of {batch} pictures", expected="at least 1")
-    key = replace(key_of(encoder, name), precision=precision if precision != "auto" else "any")
+    key = replace(key_of(encoder), precision=precision if precision != "auto" else "any")
     folder = out.with_name(f"{out.name}.building")
     with only_builder(out, folder):
         if not replace_old and (there := _already(out, key, samples, skip_bad)):
@@ -82,7 +81,7 @@ def build(
 
 def open_or_build(samples: Sequence[Sample], encoder: Encoder, config: Config, *, quiet: bool = False) -> FeatureStore:
     """The features that a run needs, from the user's cache, where they are put if they are not there."""
-    key = key_of(encoder, config.encoder.name)
+    key = key_of(encoder)
     out = store_path(key, [sample.id for sample in samples])
     for path in sorted(out.parent.glob("*/index.json")) if out.parent.is_dir() else []:
         try:
@@ -104,7 +103,6 @@ def open_or_build(samples: Sequence[Sample], encoder: Encoder, config: Config, *
         samples,
         encoder,
         out,
-        name=config.encoder.name,
         backend="cpu" if config.device == "cpu" else "auto",
         threads=config.threads,
         skip_bad=config.data.skip_bad,
@@ -119,19 +117,10 @@ def store_path(key: StoreKey, ids: Sequence[str]) -> Path:
     return cache_folder() / "features" / f"{name}-{key.digest[:16]}" / digest(list(ids))[:16]
 
 
-def key_of(encoder: Encoder, name: str) -> StoreKey:
-    return StoreKey(name, weights_hash(encoder), encoder.transform.to_dict())
+def key_of(encoder: Encoder) -> StoreKey:
+    from cutline.models.encoders import weights_hash
 
-
-def weights_hash(encoder: Encoder) -> str:
-    """A hash of all that an encoder has learned, the same on every device."""
-    hasher = require("xxhash", "train", "the feature store").xxh3_128()
-    state: dict[str, Any] = cast(Any, encoder).state_dict()
-    for name, tensor in sorted(state.items()):
-        values = np.ascontiguousarray(tensor.detach().cpu().float().numpy())
-        hasher.update(f"{name} {values.shape}".encode())
-        hasher.update(values.data)
-    return str(hasher.hexdigest())
+    return StoreKey(encoder.name, weights_hash(encoder), encoder.transform.to_dict())
 
 
 def _cpus() -> int:
@@ -170,7 +159,6 @@ def _draft(
     quiet: bool,
 ) -> tuple[Draft, Backend]:
     """What an earlier builder left, where it was about to make the same bytes; else a new beginning."""
-    module = cast(Any, encoder)
     ids = digest([sample.id for sample in samples])
     plan = Plan.read(folder)
     if plan and _same(plan, key, ids, backend, batch, threads):
@@ -178,17 +166,17 @@ def _draft(
         if draft is not None:
             done = sum(len(entry.pictures) for entry in draft.entries.values())
             say(f"going on with {folder.name}: {done} of {len(samples)} pictures are there", quiet=quiet)
-            run = backends.make(module, plan.backend, plan.key.precision, threads)
+            run = backends.make(encoder, plan.backend, plan.key.precision, threads)
             say(f"backend: {run}, as before", quiet=quiet)
             return draft, run
     if folder.exists():
         say(f"{folder.name} was left by another build: starting over", quiet=quiet)
     names, probe = _probe(samples, encoder.transform)
-    reference = backends.eager(module)(probe)
+    reference = backends.eager(encoder)(probe)
     for part in reference:
         _half(part, names)  # better now than after an hour
     chosen, error = backends.select(
-        module, probe, reference, backend, key.precision.replace("any", "auto"), threads, quiet=quiet
+        encoder, probe, reference, backend, key.precision.replace("any", "auto"), threads, quiet=quiet
     )
     grid, pooled = (part.shape[1:] for part in reference)
     plan = Plan(
