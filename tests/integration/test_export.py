@@ -52,7 +52,23 @@ def captioner() -> Captioner:
 
 @pytest.fixture(scope="module")
 def bundle(captioner: Captioner, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(captioner, tmp_path_factory.mktemp("models") / "bundle")
+    captioner.train()
+    bundle = write(captioner, tmp_path_factory.mktemp("models") / "bundle")
+    assert captioner.training, "export leaves the model as it was"
+    captioner.eval()
+    return bundle
+
+
+@pytest.fixture
+def graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graphs of `bundle` stand in for new ones, for tests of all that comes after them."""
+
+    def copy(_: Captioner, folder: Path) -> int:
+        for name in ("encoder.onnx", "decoder.onnx"):
+            shutil.copy(bundle / name, folder)
+        return int(json.loads((bundle / "bundle.json").read_text())["memory"])
+
+    monkeypatch.setattr("cutline.export._write_graphs", copy)
 
 
 def pictures(count: int) -> list[np.ndarray]:
@@ -60,9 +76,10 @@ def pictures(count: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_decoder_captions_as_in_torch(kind: str, tmp_path: Path) -> None:
-    captioner = build(KINDS[kind])
-    bundle = write(captioner, tmp_path / kind)
+def test_every_decoder_captions_as_in_torch(kind: str, captioner: Captioner, bundle: Path, tmp_path: Path) -> None:
+    if kind != "lstm-luong":
+        captioner = build(KINDS[kind])
+        bundle = write(captioner, tmp_path / kind)
     agreement = check_bundle(captioner, bundle, pictures(50))
     assert agreement.captions == 100  # in both languages
     assert agreement.reached, str(agreement)
@@ -103,6 +120,7 @@ def test_a_bundle_of_other_weights_is_found_out(captioner: Captioner, bundle: Pa
     assert not check_bundle(other, bundle, pictures(10)).reached
 
 
+@pytest.mark.usefixtures("graphs")
 def test_nothing_is_overwritten_unasked(captioner: Captioner, bundle: Path, tmp_path: Path) -> None:
     there = shutil.copytree(bundle, tmp_path / "bundle")
     (there / "notes.txt").write_text("mine")
@@ -115,6 +133,7 @@ def test_nothing_is_overwritten_unasked(captioner: Captioner, bundle: Path, tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.usefixtures("graphs")
 def test_what_was_there_outlives_a_failure(
     captioner: Captioner, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +149,7 @@ def test_what_was_there_outlives_a_failure(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
+@pytest.mark.usefixtures("graphs")
 def test_one_file_holds_the_same(captioner: Captioner, bundle: Path, tmp_path: Path) -> None:
     packed = write(captioner, tmp_path / "model.cutline", one_file=True)
     with zipfile.ZipFile(packed) as archive:
@@ -138,6 +158,7 @@ def test_one_file_holds_the_same(captioner: Captioner, bundle: Path, tmp_path: P
     assert [path.name for path in tmp_path.iterdir()] == ["model.cutline"]
 
 
+@pytest.mark.usefixtures("graphs")
 def test_the_card_says_what_it_is(captioner: Captioner, tmp_path: Path) -> None:
     card = {"Scores": {"BLEU-4": 18.512345, "note": "a | b"}, "Licence": "CC0"}
     out = export_bundle(captioner, WORDS, captioner.encoder.transform, SEARCH, tmp_path / "colours", card)
@@ -145,13 +166,6 @@ def test_the_card_says_what_it_is(captioner: Captioner, tmp_path: Path) -> None:
     assert text.startswith("# colours\n")
     for part in ("en, de", "| BLEU-4 | 18.51 |", "a \\| b", "## Licence\n\nCC0", "48 x 48", "cutline.load("):
         assert part in text
-
-
-def test_training_mode_is_left_as_it_was(tmp_path: Path) -> None:
-    captioner = build(KINDS["lstm-none"]).train()
-    write(captioner, tmp_path / "bundle")
-    assert captioner.training
-    assert captioner.decoder.training  # type: ignore[attr-defined]
 
 
 def test_export_verb(run_cutline, tiny_run: Path, tmp_path: Path) -> None:
