@@ -1,0 +1,118 @@
+"""Learning curves as SVG: a few lines over the steps of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cutline.report.html import Html, join, tag
+
+Points = Sequence[tuple[float, float]]
+
+_WIDTH, _HEIGHT = 420, 250
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 42
+"""Room for the axes; their text is of 13 units, so that it can still be read on a phone."""
+_MOST = 240
+"""Points in a line; of more, neighbours are averaged."""
+_COLOURS = 6
+"""As many as the style sheet has."""
+
+
+def curves(events: Iterable[Mapping[str, Any]]) -> list[Html]:
+    """A chart for each figure that the events of a run (`events.jsonl`) have: none, when it has none."""
+    events = [event for event in events if "step" in event]
+    steps = [event for event in events if event.get("kind") == "step"]
+    checks = [event for event in events if event.get("kind") == "validation"]
+    languages = {key.removesuffix("_bleu_4"): None for event in checks for key in event if key.endswith("_bleu_4")}
+    charts = {
+        "Training loss": {"": _points(steps, "loss")},
+        "Validation BLEU-4": {lang: _points(checks, f"{lang}_bleu_4") for lang in languages},
+        "Validation CIDEr-D": {lang: _points(checks, f"{lang}_cider") for lang in languages},
+        "Learning rate": {"": _points(steps, "rate")},
+    }
+    drawn = {title: {name: points for name, points in lines.items() if points} for title, lines in charts.items()}
+    return [_chart(title, lines) for title, lines in drawn.items() if lines]
+
+
+def _points(events: Sequence[Mapping[str, Any]], key: str) -> Points:
+    """The finite values of a figure by step."""
+    pairs = [(event["step"], event.get(key)) for event in events]
+    points = [(float(step), float(y)) for step, y in pairs if isinstance(y, int | float) and math.isfinite(y)]
+    size = math.ceil(len(points) / _MOST)
+    parts = [points[start : start + size] for start in range(0, len(points), size)] if size else []
+    return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
+
+
+def _chart(title: str, lines: Mapping[str, Points]) -> Html:
+    every = [point for points in lines.values() for point in points]
+    across = ticks(max(x for x, _ in every))
+    upward = ticks(max(y for _, y in every))
+    ends = "; ".join(_ends(name, points) for name, points in lines.items())
+    drawing = tag(
+        "svg",
+        _axes(across, upward),
+        *(_line(points, number, across[-1], upward[-1]) for number, points in enumerate(lines.values())),
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=f"{title} by step: {ends}",
+    )  # fmt: skip
+    names = [tag("span", name, class_=f"key line-{number % _COLOURS}") for number, name in enumerate(lines) if name]
+    return tag("figure", tag("figcaption", tag("b", title), *names), drawing, class_="chart")
+
+
+def _ends(name: str, points: Points) -> str:
+    (first, start), (last, end) = points[0], points[-1]
+    if len(points) == 1:
+        return f"{name} {start:.4g} at {first:.0f}".strip()
+    return f"{name} {start:.4g} at {first:.0f}, {end:.4g} at {last:.0f}".strip()
+
+
+def ticks(high: float) -> list[float]:
+    """Round numbers from 0 up to the first that is not below `high`: four to six of them."""
+    high = max(high, 1e-12)
+    rough = high / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    return [step * number for number in range(math.ceil(high / step - 1e-9) + 1)]
+
+
+def _axes(across: Sequence[float], upward: Sequence[float]) -> Html:
+    parts = []
+    for value in upward:
+        y = f"{_y(value, upward[-1]):.1f}"
+        parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid" if value else "axis"))
+        parts.append(tag("text", _number(value), x=_LEFT - 7, y=y, dy="0.35em", text_anchor="end"))
+    foot = _HEIGHT - _BOTTOM
+    for value in across:
+        x = f"{_x(value, across[-1]):.1f}"
+        parts.append(tag("line", x1=x, x2=x, y1=foot, y2=foot + 4, class_="axis"))
+        anchor = "end" if value == across[-1] and len(_number(value)) > 4 else "middle"
+        parts.append(tag("text", _number(value), x=x, y=foot + 18, text_anchor=anchor))
+    parts.append(tag("text", "step", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 5, text_anchor="middle"))
+    return join(*parts)
+
+
+def _line(points: Points, number: int, right: float, top: float) -> Html:
+    at = [(f"{_x(x, right):.1f}", f"{_y(y, top):.1f}") for x, y in points]
+    dots = at if len(at) <= 30 else []
+    return tag(
+        "g",
+        tag("polyline", points=" ".join(",".join(pair) for pair in at)),
+        *(tag("circle", cx=x, cy=y, r=3) for x, y in dots),
+        class_=f"line-{number % _COLOURS}",
+    )
+
+
+def _x(value: float, right: float) -> float:
+    return _LEFT + value / right * (_WIDTH - _LEFT - _RIGHT)
+
+
+def _y(value: float, top: float) -> float:
+    return _HEIGHT - _BOTTOM - max(value, 0) / top * (_HEIGHT - _TOP - _BOTTOM)
+
+
+def _number(value: float) -> str:
+    """`1,500`, `0.25`, `4e-5`."""
+    if value >= 1000:
+        return f"{value:,.0f}"
+    text = f"{value:.6g}"
+    return text.replace("e-0", "e-")

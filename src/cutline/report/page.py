@@ -1,0 +1,217 @@
+"""The report of a run: one HTML file with everything in it, to open, send or print."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cutline import __version__
+from cutline.data.images import Transform
+from cutline.evaluation.text import Scores
+from cutline.predict import Caption
+from cutline.report.charts import curves as draw_curves
+from cutline.report.html import Html, join, tag
+from cutline.report.pictures import data_url, looks, shown
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""A page that may fetch nothing, whatever a caption or a file name contains."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture and what was written about it."""
+
+    picture: Path
+    caption: Caption
+    references: tuple[str, ...]
+    score: float
+    """The caption's own CIDEr-D."""
+    transform: Transform | None = None
+    """How the model saw the picture, so that attention lies where it belongs; without it, the whole picture."""
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    facts: Mapping[str, str],
+    scores: Mapping[str, Scores],
+    curves: Sequence[Mapping[str, Any]],
+    examples: Sequence[Example],
+    notes: Sequence[str] = (),
+) -> Path:
+    """Write the page to `path`: scores by language, the events of the run as curves, examples, facts and notes."""
+    charts = draw_curves(curves)
+    sections = {
+        "Scores": _headlines(scores),
+        "Examples": join(*map(_example, examples)) if examples else None,
+        "Learning": tag("div", *charts, class_="charts") if charts else None,
+        "All scores": _table(scores) if scores else None,
+        "Settings": _facts(facts) if facts else None,
+    }
+    there = {name: content for name, content in sections.items() if content}
+    looked = any(example.caption.attention is not None for example in examples)
+    body = [
+        tag("header", tag("h1", title), *(tag("p", note) for note in notes), _links(there)),
+        tag("main", *(_section(name, content, looked) for name, content in there.items())),
+        tag("footer", f"Written by Cutline {__version__}. This page is complete in itself and fetches nothing."),
+    ]
+    _write(Path(path), _document(title, body))
+    return Path(path)
+
+
+def _document(title: str, body: Sequence[Html]) -> str:
+    style = (files("cutline.report") / "style.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", title),
+        tag("style", Html(style)),
+    )
+    return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
+
+
+def _links(names: Sequence[str] | Mapping[str, Html]) -> Html:
+    return tag("nav", *(tag("a", name, href=f"#{_anchor(name)}") for name in names), aria_label="On this page")
+
+
+def _section(name: str, content: Html, looked: bool) -> Html:
+    lead = join()
+    if name == "Examples" and looked:
+        lead = tag(
+            "p",
+            "Under each caption stands what every word looked at: the picture is bright where the word's attention "
+            "was, and dark where it was not, each word by its own brightest place.",
+            class_="lead",
+        )
+    return tag("section", tag("h2", name), lead, content, id=_anchor(name))
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _headlines(scores: Mapping[str, Scores]) -> Html | None:
+    cards = [
+        tag(
+            "article",
+            tag("p", tag("span", lang, class_="lang"), f" {found.count:,} pictures", class_="muted"),
+            tag(
+                "dl",
+                tag("div", tag("dt", "BLEU-4"), tag("dd", _figure(found.bleu[3]))),
+                tag("div", tag("dt", "CIDEr-D"), tag("dd", _figure(found.cider))),
+            ),
+            tag("p", found.signature, class_="signature"),
+        )
+        for lang, found in scores.items()
+    ]
+    return tag("div", *cards, class_="headlines") if cards else None
+
+
+def _table(scores: Mapping[str, Scores]) -> Html:
+    columns = [_rows(found) for found in scores.values()]
+    head = tag("tr", tag("th", "Score", scope="col"), *(tag("th", lang, scope="col", class_="lang") for lang in scores))
+    body = [
+        tag("tr", tag("th", name, scope="row"), *(tag("td", column[name]) for column in columns)) for name in columns[0]
+    ]
+    note = "BLEU, ROUGE-L and CIDEr-D are on a scale of 0 to 100, which CIDEr-D alone may pass."
+    return join(
+        tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="wide"),
+        tag("p", note, class_="muted"),
+    )
+
+
+def _rows(scores: Scores) -> dict[str, str]:
+    varied = scores.diversity
+    return {
+        **{f"BLEU-{n}": _figure(value) for n, value in enumerate(scores.bleu, 1)},
+        "ROUGE-L": _figure(scores.rouge_l),
+        "CIDEr-D": _figure(scores.cider),
+        "Distinct captions": f"{varied.distinct:.0%}",
+        "Captions not learned from": "–" if varied.novel is None else f"{varied.novel:.0%}",
+        "Words in a caption": _figure(varied.mean_length),
+        "Different words used": f"{varied.vocabulary:,}",
+        "Pictures": f"{scores.count:,}",
+    }
+
+
+def _facts(facts: Mapping[str, str]) -> Html:
+    return tag(
+        "dl", *(tag("div", tag("dt", name), tag("dd", str(fact))) for name, fact in facts.items()), class_="facts"
+    )
+
+
+def _example(example: Example) -> Html:
+    caption, picture = example.caption, shown(example.picture)
+    width, height = picture.size
+    exact = caption.text in example.references
+    says = tag(
+        "div",
+        tag("p", caption.text or "(no words)", class_="caption", lang=caption.lang, dir="auto"),
+        tag(
+            "p",
+            tag("span", caption.lang, class_="lang"),
+            f" CIDEr-D {_figure(example.score)}",
+            tag("span", "word for word as a reference", class_="exact") if exact else "",
+            class_="muted",
+        ),
+        _folded("References", example.references, caption.lang),
+        _folded("Other captions", [other.text for other in caption.alternatives], caption.lang),
+    )
+    image = tag("img", src=data_url(picture), alt=caption.text, width=width, height=height, class_="picture")
+    return tag("article", tag("div", image, says, class_="shown"), _strip(example, picture), class_="example")
+
+
+def _strip(example: Example, picture: Any) -> Html:
+    """What each word looked at, in reading order."""
+    caption = example.caption
+    if caption.attention is None or not caption.words:
+        return join()
+    steps = [
+        tag(
+            "li",
+            tag(
+                "img",
+                src=data_url(look, quality=74),
+                alt=f"where “{word}” looked",
+                width=look.width,
+                height=look.height,
+            ),
+            tag("span", word),
+        )
+        for word, look in zip(caption.words, looks(picture, caption.attention, example.transform))
+    ]
+    return tag("ol", *steps, class_="strip", lang=caption.lang, dir="auto")
+
+
+def _folded(name: str, texts: Sequence[str], lang: str) -> Html:
+    if not texts:
+        return join()
+    entries = (tag("li", text, lang=lang, dir="auto") for text in texts)
+    return tag("details", tag("summary", f"{name} ({len(texts)})"), tag("ul", *entries))
+
+
+def _figure(value: float) -> str:
+    return f"{value:.1f}" if math.isfinite(value) else "–"
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all: whoever has the page open never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+        Path(partial).chmod(0o644)
+        Path(partial).replace(path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
