@@ -1,0 +1,107 @@
+"""`cutline demo`: the whole way in minutes, on pictures that Cutline draws itself."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cutline.cli.arguments import parse
+from cutline.console import duration, say
+
+if TYPE_CHECKING:
+    from cutline.config import Config
+    from cutline.data.corpus import Corpus
+    from cutline.evaluation.judge import Judged
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Draw scenes, train an attention captioner, caption scenes it has never seen, and show how well it does."""
+
+    out: Path = Path("demo")
+    """Folder for the scenes and the run."""
+    scenes: int = 3000
+    """Pictures to draw."""
+    epochs: int = 6
+    """Times that every picture is learned from."""
+    quiet: bool = False
+    """Print only the scores."""
+
+
+def main(arguments: list[str]) -> int:
+    given = parse(Demo, arguments, verb="demo")
+    started = time.monotonic()
+    say("Loading PyTorch (some seconds) ...", quiet=given.quiet)
+    from cutline.cli.evaluate import show
+    from cutline.cli.finish import finish
+    from cutline.data import scenes
+    from cutline.engine import run
+    from cutline.engine.loop import train
+
+    config = configure(given)
+    say(f"1/4  drawing {given.scenes} scenes", quiet=given.quiet)
+    scenes.draw(Path(config.data.path), count=given.scenes, languages=config.data.languages)
+    say("2/4  training a CNN and an LSTM with attention, from scratch", quiet=given.quiet)
+    prepared = run.prepare(config, quiet=given.quiet)
+    folder = run.create(prepared)
+    train(run.trainer(prepared, folder), quiet=given.quiet)
+    say("3/4  exporting, and captioning unseen scenes without PyTorch", quiet=given.quiet)
+    judged = finish(folder, prepared.corpus, config, "test", quiet=given.quiet)
+    say("4/4  scores", quiet=given.quiet)
+    for line in examples(judged["en"], prepared.corpus):
+        print(line)
+    show({lang: each.scores for lang, each in judged.items()})
+    for line in guesses(prepared.corpus):
+        print(line)
+    print(f"\ndone in {duration(time.monotonic() - started)}")
+    print(f"look:     {folder / 'report.html'}")
+    print(f"try:      cutline caption {next(iter(prepared.corpus.split('test'))).image} --model {folder / 'bundle'}")
+    return 0
+
+
+def configure(given: Demo) -> Config:
+    from cutline.presets import scenes
+
+    config = scenes()
+    return replace(
+        config,
+        name="demo",
+        output=str(given.out / "runs"),
+        data=replace(config.data, path=str(given.out / f"scenes-{given.scenes}"), scenes=given.scenes),
+        training=replace(config.training, epochs=given.epochs),
+    )
+
+
+def examples(judged: Judged, corpus: Corpus, count: int = 5) -> list[str]:
+    """A few unseen pictures with what the model wrote and what a person might have."""
+    lines = []
+    for sample in corpus.split("test")[:count]:
+        lines += [
+            f"  {sample.image.name}: {judged.captions[sample.id].text}",
+            f"      one of five: {sample.captions['en'][0]}",
+        ]
+    return [*lines, ""]
+
+
+def guesses(corpus: Corpus, lang: str = "en") -> list[str]:
+    """What guessing would score, so that the figures above mean something."""
+    from cutline.evaluation.text import score
+
+    test = corpus.split("test")
+    references = {sample.id: sample.captions[lang] for sample in test}
+    common, _ = Counter(text for s in corpus.split("train") for text in s.captions[lang]).most_common(1)[0]
+    always = score(dict.fromkeys(references, common), references)
+    shuffled = score({sample.id: _shuffled(sample.captions[lang], sample.id) for sample in test}, references)
+    told = {"the commonest training caption for every picture": always, "the right words in random order": shuffled}
+    return [f"{what + ':':<50} BLEU-4 {s.bleu[3]:.1f}, CIDEr-D {s.cider:.1f}" for what, s in told.items()]
+
+
+def _shuffled(captions: Sequence[str], seed: str) -> str:
+    words = captions[0].split()
+    random.Random(seed).shuffle(words)
+    return " ".join(words)
