@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import gzip
-import os
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cutline.data.vectors import load_vectors
+from cutline.config import WordsConfig
+from cutline.data.vectors import Coverage, load_vectors
+from cutline.data.words import UNK, Words
 from cutline.errors import DataError
 
 PIECES = ("<pad>", "<end>", "dog", "Cat", "étoile", "unseen")
@@ -44,15 +45,29 @@ FORMS = {
 def test_every_form_gives_the_same_vectors(tmp_path: Path, form: str) -> None:
     file = tmp_path / "vectors"
     file.write_bytes(FORMS[form])
-    matrix, found, coverage = load_vectors(file, PIECES, [50, 50, 6, 1, 1, 2])
+    matrix, found, coverage = load_vectors(file, PIECES)
     assert matrix.dtype == np.float32
     assert matrix.shape == (6, 3)
     assert found.tolist() == [False, False, True, True, True, False]
     np.testing.assert_array_equal(matrix[2:5], np.float32([WORDS["dog"], WORDS["cat"], WORDS["étoile"]]))
     assert not matrix[~found].any()
-    assert (coverage.found, coverage.words, coverage.tokens) == (3, 4, 0.8)
-    assert str(coverage) == "vectors for 3 of 4 words (75.0%), 80.0% of all words in the captions"
-    assert str(load_vectors(file, PIECES).coverage) == "vectors for 3 of 4 words (75.0%)"
+    assert (coverage.found, coverage.words) == (3, 4)
+    assert str(coverage) == "3 of 4 words (75 %)"
+    assert str(Coverage(8700, 9000)) == "8,700 of 9,000 words (97 %)"
+
+
+def test_byte_pair_pieces_that_are_words_have_their_vectors(tmp_path: Path) -> None:
+    file = tmp_path / "vectors"
+    file.write_bytes(text({"dog": (1.0,), "étoile": (2.0,), ",": (3.0,), "s": (4.0,), "犬": (5.0,)}))
+    captions = ["a dog, a étoile", "dogs, 犬", "a dog, étoile 犬犬"] * 3
+    words = Words.learn({"en": captions}, WordsConfig(kind="bpe", max_size=300))
+    matrix, known, coverage = load_vectors(file, words.pieces)
+    assert {words.decode([int(i)]): matrix[i, 0] for i in np.flatnonzero(known)} == {
+        "dog": 1.0, "étoile": 2.0, ",": 3.0, "犬": 5.0,
+    }  # fmt: skip
+    assert known[words.encode("dog")].all()
+    assert not known[words.encode("dogs")].all()
+    assert coverage.found < coverage.words < len(words.pieces)
 
 
 def test_a_word_in_its_own_case_comes_before_its_lower_case(tmp_path: Path) -> None:
@@ -68,7 +83,7 @@ def test_words_with_spaces_and_without_letters_are_passed_over(tmp_path: Path) -
     file.write_bytes(
         text({",": (1.0, 1.0), ". . .": (2.0, 2.0), "at 5": (3.0, 3.0), "\u00a0": (4.0, 4.0)}) + b"a 5 6\n"
     )
-    assert load_vectors(file, ["a"]).matrix.tolist() == [[5.0, 6.0]]
+    assert load_vectors(file, ["a"])[0].tolist() == [[5.0, 6.0]]
 
 
 def test_a_long_binary_file_is_read_over_the_edges_of_its_blocks(tmp_path: Path) -> None:
@@ -113,14 +128,22 @@ def test_no_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_published_glove() -> None:
-    file = Path(os.environ.get("CUTLINE_DATA", "../shared/data")) / "glove/glove.6B.50d.subset.txt"
-    if not file.exists():
-        pytest.skip(f"no {file}")
-    matrix, found, coverage = load_vectors(file, ["the", "Dog", "cat", "qqzzyx"], [1, 1, 1, 1])
+def test_published_glove(real_data: Path) -> None:
+    file = real_data / "glove/glove.6B.50d.subset.txt"
+    matrix, found, coverage = load_vectors(file, ["the", "Dog", "cat", "qqzzyx"])
     assert matrix.shape == (4, 50)
     assert found.tolist() == [True, True, True, False]
-    assert coverage.tokens == 0.75
+    assert str(coverage) == "3 of 4 words (75 %)"
     np.testing.assert_allclose(matrix[0, :3], [0.418, 0.24968, -0.41242])
     cosine = matrix[1] @ matrix[2] / np.linalg.norm(matrix[1]) / np.linalg.norm(matrix[2])
     assert cosine > 0.9
+
+
+@pytest.mark.data
+def test_published_glove_covers_real_captions(real_data: Path) -> None:
+    lines = (real_data / "flickr8k/Flickr8k.token.txt").read_text(encoding="utf-8").splitlines()
+    captions = [line.split("\t", 1)[1] for line in lines]
+    words = Words.learn({"en": captions}, WordsConfig(min_count=5))
+    _, known, coverage = load_vectors(real_data / "glove/glove.6B.50d.subset.txt", words.pieces)
+    assert coverage.found > 0.75 * coverage.words
+    assert known[[i for text in captions for i in words.encode(text) if i != UNK]].mean() > 0.95

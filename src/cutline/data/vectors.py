@@ -16,9 +16,11 @@ from typing import IO, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.data.words import whole_words
 from cutline.errors import DataError
 
 Matrix = NDArray[np.float32]
+Found = NDArray[np.bool_]
 
 _LONGEST_WORD = 4096
 """Bytes after which a "word" shows that the file is not what it was taken for."""
@@ -32,65 +34,40 @@ class Coverage:
 
     found: int
     words: int
-    tokens: float | None = None
-    """Share of all words in the captions that have a vector; None where their counts were not given."""
 
     def __str__(self) -> str:
-        share = self.found / max(self.words, 1)
-        text = f"vectors for {self.found} of {self.words} words ({share:.1%})"
-        return text if self.tokens is None else f"{text}, {self.tokens:.1%} of all words in the captions"
+        return f"{self.found:,} of {self.words:,} words ({self.found / max(self.words, 1):.0%})".replace("%", " %")
 
 
-class Vectors(NamedTuple):
-    matrix: Matrix
-    """(pieces, dimensions), zero where there is no vector."""
-    found: NDArray[np.bool_]
-    """(pieces,)"""
-    coverage: Coverage
+def load_vectors(path: Path, pieces: Sequence[str]) -> tuple[Matrix, Found, Coverage]:
+    """The vectors (V,E) of a vocabulary's pieces, zero where there is none, and which of them have one (V,).
 
-
-def load_vectors(path: Path, pieces: Sequence[str], counts: Sequence[int] | None = None) -> Vectors:
-    """The vectors of `pieces`; a word that is only there in lower case has that one's.
-
-    `counts` says how often each piece occurs. Special tokens, such as `<end>`, are no words: they get no vector and
-    do not count. Pieces that are not plain text are first to be turned into it (`words.decode([id])`).
+    A word that is only there in lower case has that one's vector. Special tokens, and byte-pair pieces that are not
+    whole words, have none and do not count.
     """
+    words = whole_words(pieces)
     wanted: dict[bytes, list[int]] = {}
     lowered: dict[bytes, list[int]] = {}
-    for row, piece in enumerate(pieces):
-        if piece and not _special(piece):
-            wanted.setdefault(piece.encode("utf-8", "replace"), []).append(row)
-            if piece.lower() != piece:
-                lowered.setdefault(piece.lower().encode("utf-8", "replace"), []).append(row)
+    for row, word in words.items():
+        wanted.setdefault(word.encode(), []).append(row)
+        if word.lower() != word:
+            lowered.setdefault(word.lower().encode(), []).append(row)
     exact: dict[int, Matrix] = {}
     lower: dict[int, Matrix] = {}
-    with _opened(Path(path)) as file:
+    with _opened(path) as file:
         form = _form(path, file)
         read = _binary if form.binary else _text
-        for word, vector in read(path, file, form, wanted.keys() | lowered.keys()):
+        for spelt, vector in read(path, file, form, wanted.keys() | lowered.keys()):
             # Where a word is there twice, its first vector counts, as it does for other readers.
-            for row in wanted.get(word, ()):
+            for row in wanted.get(spelt, ()):
                 exact.setdefault(row, vector)
-            for row in lowered.get(word, ()):
+            for row in lowered.get(spelt, ()):
                 lower.setdefault(row, vector)
     matrix = np.zeros((len(pieces), form.width), np.float32)
-    found = np.zeros(len(pieces), np.bool_)
+    known = np.zeros(len(pieces), np.bool_)
     for row, vector in (lower | exact).items():
-        matrix[row], found[row] = vector, True
-    return Vectors(matrix, found, _coverage(pieces, found, counts))
-
-
-def _special(piece: str) -> bool:
-    return len(piece) > 2 and piece[0] == "<" and piece[-1] == ">"
-
-
-def _coverage(pieces: Sequence[str], found: NDArray[np.bool_], counts: Sequence[int] | None) -> Coverage:
-    words = np.array([not _special(piece) for piece in pieces], np.bool_)
-    tokens = None
-    if counts is not None:
-        occurring = np.asarray(counts, np.float64)[words]
-        tokens = float(occurring[found[words]].sum() / max(occurring.sum(), 1))
-    return Coverage(int(found.sum()), int(words.sum()), tokens)
+        matrix[row], known[row] = vector, True
+    return matrix, known, Coverage(int(known.sum()), len(words))
 
 
 class _Form(NamedTuple):

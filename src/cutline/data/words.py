@@ -136,7 +136,7 @@ class Words:
             letter = unicodedata.category(text[0])[0] in "LN"
             begins = text[0].isspace() or before[-1].isspace()
             begins |= letter and (_unspaced(before[-1]) or _unspaced(text[0]))
-            if not words or (begins and words[-1][0].strip()):
+            if not words or (begins and words[-1][0].strip() and place > words[-1][1]):
                 words.append(("", place))
             words[-1] = (words[-1][0] + text, words[-1][1])
             before = text
@@ -144,15 +144,16 @@ class Words:
 
     def _characters(self, ids: Sequence[int]) -> Iterator[tuple[str, int]]:
         """The text of byte-pair pieces, and where each begins; pieces that share a character are not told apart."""
-        decoder, first = codecs.getincrementaldecoder("utf-8")(errors="replace"), None
+        decoder, first = codecs.getincrementaldecoder("utf-8")(errors="replace"), 0
         for place, i in enumerate(ids):
             if i < self._first:
                 continue
-            first = place if first is None else first
+            if not decoder.getstate()[0]:
+                first = place
             if text := decoder.decode(self._bytes([i])):
                 yield text, first
-                first = None
-        if first is not None and (text := decoder.decode(b"", final=True)):
+                first = place
+        if text := decoder.decode(b"", final=True):
             yield text, first
 
     def _bytes(self, ids: Sequence[int]) -> bytes:
@@ -224,6 +225,22 @@ class Words:
         if wrong:
             raise ModelError(f"a damaged vocabulary: {wrong}", expected="words.json as Cutline wrote it")
         return cls(kind, languages, lowercase, pieces, merges)
+
+
+def whole_words(pieces: Sequence[str]) -> dict[int, str]:
+    """Which ids are words that a dictionary may hold, and how they are spelt.
+
+    Special tokens are none, and neither are byte-pair pieces that only go on with a word or hold half a character.
+    """
+    words = {i: piece for i, piece in enumerate(pieces) if not (piece.startswith("<") and piece.endswith(">"))}
+    if not _BYTES.keys() <= set(pieces):
+        return words
+    spelt = {i: bytes(map(_BYTES.__getitem__, piece)).decode("utf-8", "replace") for i, piece in words.items()}
+    return {
+        i: text.strip()
+        for i, text in spelt.items()
+        if text.strip() and "�" not in text and (not text[0].isalnum() or _unspaced(text[0]))
+    }
 
 
 def _specials(languages: Sequence[str]) -> tuple[str, ...]:
