@@ -312,6 +312,8 @@ def _onnxruntime(threads: int) -> Callable[[bytes], Graph]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
+    # Threads that wait by spinning take the cores from those that decode the next pictures, for no gain here.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
 
     def open_graph(model: bytes) -> Graph:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
