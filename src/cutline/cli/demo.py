@@ -51,13 +51,14 @@ def main(arguments: list[str]) -> int:
     folder = run.create(prepared)
     train(run.trainer(prepared, folder), quiet=given.quiet)
     say("3/4  exporting, and captioning unseen scenes without PyTorch", quiet=given.quiet)
-    judged = finish(folder, prepared.corpus, config, "test", quiet=given.quiet)
+    finished = finish(folder, prepared.corpus, config, "test", quiet=given.quiet)
     say("4/4  scores", quiet=given.quiet)
-    for line in examples(judged["en"], prepared.corpus):
+    for line in examples(finished.judged["en"], prepared.corpus):
         print(line)
-    show({lang: each.scores for lang, each in judged.items()})
+    show({lang: each.scores for lang, each in finished.judged.items()})
     for line in guesses(prepared.corpus):
         print(line)
+    print(f"attention:{'':<41}{finished.looks}")
     print(f"\ndone in {duration(time.monotonic() - started)}")
     print(f"look:     {folder / 'report.html'}")
     print(f"try:      cutline caption {next(iter(prepared.corpus.split('test'))).image} --model {folder / 'bundle'}")

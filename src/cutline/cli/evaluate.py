@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
@@ -15,9 +16,10 @@ from cutline.console import progress
 from cutline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cutline.data.corpus import Corpus
+    from cutline.data.corpus import Corpus, Sample
     from cutline.evaluation.judge import Judged
     from cutline.evaluation.text import Scores
+    from cutline.predict import Captioner
 
 
 @dataclass(frozen=True)
@@ -118,13 +120,13 @@ def _corpus(given: Evaluate) -> Corpus:
     return read(configuration.load(file), quiet=given.quiet)
 
 
-def _judge(captioner: Any, samples: Sequence[Any], lang: str, corpus: Corpus, given: Evaluate) -> Judged:
+def _judge(captioner: Captioner, samples: Sequence[Sample], lang: str, corpus: Corpus, given: Evaluate) -> Judged:
     from cutline.evaluation.judge import judge
 
-    settings = {} if given.beam is None else {"beam": given.beam}
+    caption = partial(captioner.caption, lang=lang, beam=given.beam)
     learned = {text for sample in corpus.split("train") for text in sample.captions.get(lang, ())}
     with progress(f"captioning {given.split} ({lang})", len(samples), "pictures", quiet=given.quiet) as advance:
-        return judge(captioner, samples, lang, training=learned, advance=advance, **settings)
+        return judge(caption, samples, lang, training=learned, advance=advance)
 
 
 def _write(out: Path, results: dict[str, Judged]) -> None:

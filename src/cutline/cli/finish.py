@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from cutline.errors import ModelError
 if TYPE_CHECKING:
     from cutline.config import Config
     from cutline.data.corpus import Corpus, Sample
+    from cutline.data.images import Transform
     from cutline.evaluation.judge import Judged
     from cutline.predict import Captioner
 
@@ -54,7 +56,15 @@ def card(run: Path, config: Config) -> dict[str, Any]:
     return facts
 
 
-def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool = False) -> dict[str, Judged]:
+@dataclass(frozen=True)
+class Finished:
+    judged: dict[str, Judged]
+    """What the bundle wrote and scored, by language."""
+    looks: str
+    """How much attention lay on what was named, where the pictures are scenes."""
+
+
+def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool = False) -> Finished:
     """Export, check, caption the split with the bundle itself, and write the report."""
     from cutline.export import check_bundle
     from cutline.predict import load
@@ -71,8 +81,9 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     captioner = load(bundle)
     languages = [lang for lang in captioner.languages if any(s.captions.get(lang) for s in samples)]
     judged = {lang: caption_split(captioner, samples, lang, corpus, quiet=quiet) for lang in languages}
-    report(run, samples, judged, split)
-    return judged
+    looks = _looks(samples, judged)
+    write_page(run, config, samples, judged, captioner.transform, split, looks)
+    return Finished(judged, looks)
 
 
 def caption_split(captioner: Captioner, samples: Sequence[Sample], lang: str, corpus: Corpus, *, quiet: bool) -> Judged:
@@ -81,8 +92,59 @@ def caption_split(captioner: Captioner, samples: Sequence[Sample], lang: str, co
 
     learned = {text for sample in corpus.split("train") for text in sample.captions.get(lang, ())}
     with progress(f"captioning ({lang})", len(samples), "pictures", quiet=quiet) as advance:
-        return judge(captioner, samples, lang, training=learned, advance=advance, attention=True)
+        caption = partial(captioner.caption, lang=lang, attention=True)
+        return judge(caption, samples, lang, training=learned, advance=advance)
 
 
-def report(run: Path, samples: Sequence[Sample], judged: dict[str, Judged], split: str) -> Path:
-    return run / "report.html"
+def _looks(samples: Sequence[Sample], judged: dict[str, Judged]) -> str:
+    """For scenes, where it is known what is where; empty for other pictures and for decoders with no attention."""
+    from cutline.data.scenes import ROWS, objects_of
+    from cutline.evaluation.focus import focus
+
+    folder = samples[0].image.parent.parent
+    found = next(iter(judged.values())).captions
+    if not (folder / ROWS).exists() or next(iter(found.values())).attention is None:
+        return ""
+    objects = objects_of(folder)
+    return "; ".join(
+        f"{lang}: {focus([(caption, objects[id]) for id, caption in each.captions.items()], lang)}"
+        for lang, each in judged.items()
+    )
+
+
+def write_page(
+    run: Path,
+    config: Config,
+    samples: Sequence[Sample],
+    judged: dict[str, Judged],
+    transform: Transform,
+    split: str,
+    looks: str,
+) -> Path:
+    from cutline.engine.events import read
+    from cutline.report.page import Example, write_report
+
+    shown = []
+    for lang, each in judged.items():
+        scores = each.scores.pictures()
+        references = {sample.id: sample for sample in samples}
+        for id in list(each.captions)[: max(1, EXAMPLES // len(judged))]:
+            sample = references[id]
+            example = Example(sample.image, each.captions[id], sample.captions[lang], scores[id]["cider"], transform)
+            shown.append(example)
+    facts = {
+        "data": f"{config.data.path}, split {split}",
+        "encoder": f"{config.encoder.name} at {transform.size} x {transform.size}",
+        "decoder": f"{config.decoder.kind}, attention {config.decoder.attention}, width {config.decoder.hidden}",
+        "training": f"{config.training.epochs} epochs, {config.training.batch} pictures a step, seed {config.seed}",
+        "search": f"{config.search.method}, beam {config.search.beam}",
+    }
+    return write_report(
+        run / "report.html",
+        title=f"{config.name}: {run.resolve().name}",
+        facts=facts,
+        scores={lang: each.scores for lang, each in judged.items()},
+        curves=read(run / "events.jsonl"),
+        examples=shown,
+        notes=[looks] if looks else [],
+    )

@@ -139,7 +139,7 @@ def _shape(kind: Any) -> str:
 
 
 @cache
-def _documented(owner: type[Any]) -> dict[str, str]:
+def _documented(owner: Any) -> dict[str, str]:
     """The words under each field of a dataclass, read from its source."""
     body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
     assert isinstance(body, ast.ClassDef)
@@ -169,8 +169,8 @@ def _train(trainer: Any, corpus: Any, given: Any) -> int:
 
     sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard else []
     train(trainer, *sinks, quiet=given.quiet)
-    judged = finish(trainer.run, corpus, trainer.task.config, "val", quiet=given.quiet)
+    finished = finish(trainer.run, corpus, trainer.task.config, "val", quiet=given.quiet)
     if not given.quiet:
-        show({lang: each.scores for lang, each in judged.items()})
+        show({lang: each.scores for lang, each in finished.judged.items()})
     print(trainer.run)
     return 0

@@ -10,6 +10,7 @@ from cutline.config import Config
 from cutline.console import say
 from cutline.data import scenes
 from cutline.data.corpus import Corpus
+from cutline.data.grammar import LANGUAGES
 from cutline.data.readers import read_corpus
 
 
@@ -45,7 +46,7 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
 
 def _draw(config: Config, quiet: bool) -> Path:
     """A folder of its own for each way to draw scenes, so that nothing is drawn twice or over another."""
-    languages = config.data.languages or scenes.LANGUAGES
+    languages = config.data.languages or LANGUAGES
     size = config.pictures.size or 96
     name = f"scenes-{config.data.scenes}-{'-'.join(languages)}-{size}-seed{config.data.split_seed}"
     path = cache_folder() / name

@@ -92,7 +92,7 @@ def _checkpoint_bytes(prepared: run.Prepared) -> int:
     learned = sum(v.numel() * v.element_size() for v in weights.learned(prepared.model).values())
     frozen = sum(v.numel() * v.element_size() for v in prepared.model.encoder.state_dict().values())
     copies = 4 if training.ema else 3  # weights, the two moments of Adam, the average
-    return learned * copies * (training.keep + 2) + 2 * frozen  # the encoder is in the bundle as well
+    return int(learned * copies * (training.keep + 2) + 2 * frozen)  # the encoder is in the bundle as well
 
 
 def _existing(path: Path) -> Path:

@@ -81,7 +81,7 @@ class Trainer:
             moved = batch.to(self.device)
             with self.precision.autocast():
                 loss, part = self.task.loss(moved, len(batch.tokens) / pictures, tokens, sampling)
-            self.precision.scaler.scale(loss).backward()
+            self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             nats += part
         self.precision.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
