@@ -38,7 +38,7 @@ def curves(events: Iterable[Mapping[str, Any]]) -> list[Html]:
 def _points(events: Sequence[Mapping[str, Any]], key: str) -> Points:
     """The finite values of a figure by step."""
     pairs = [(event["step"], event.get(key)) for event in events]
-    points = [(float(step), float(y)) for step, y in pairs if isinstance(y, int | float) and math.isfinite(y)]
+    points = sorted((float(step), float(y)) for step, y in pairs if isinstance(y, int | float) and math.isfinite(y))
     size = math.ceil(len(points) / _MOST)
     parts = [points[start : start + size] for start in range(0, len(points), size)] if size else []
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]

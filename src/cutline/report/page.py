@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+from PIL.Image import Image
 
 from cutline import __version__
 from cutline.data.images import Transform
@@ -50,7 +52,7 @@ def write_report(
     charts = draw_curves(curves)
     sections = {
         "Scores": _headlines(scores),
-        "Examples": join(*map(_example, examples)) if examples else None,
+        "Examples": _examples(examples),
         "Learning": tag("div", *charts, class_="charts") if charts else None,
         "All scores": _table(scores) if scores else None,
         "Settings": _facts(facts) if facts else None,
@@ -80,7 +82,7 @@ def _document(title: str, body: Sequence[Html]) -> str:
     return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
 
 
-def _links(names: Sequence[str] | Mapping[str, Html]) -> Html:
+def _links(names: Iterable[str]) -> Html:
     return tag("nav", *(tag("a", name, href=f"#{_anchor(name)}") for name in names), aria_label="On this page")
 
 
@@ -89,8 +91,8 @@ def _section(name: str, content: Html, looked: bool) -> Html:
     if name == "Examples" and looked:
         lead = tag(
             "p",
-            "Under each caption stands what every word looked at: the picture is bright where the word's attention "
-            "was, and dark where it was not, each word by its own brightest place.",
+            "Above each word is what the model looked at as it wrote it: the picture stays bright where its attention "
+            "was and darkens where it was not, each word by its own brightest place.",
             class_="lead",
         )
     return tag("section", tag("h2", name), lead, content, id=_anchor(name))
@@ -119,7 +121,7 @@ def _headlines(scores: Mapping[str, Scores]) -> Html | None:
 
 def _table(scores: Mapping[str, Scores]) -> Html:
     columns = [_rows(found) for found in scores.values()]
-    head = tag("tr", tag("th", "Score", scope="col"), *(tag("th", lang, scope="col", class_="lang") for lang in scores))
+    head = tag("tr", tag("th", "Score", scope="col"), *(tag("th", lang, scope="col") for lang in scores))
     body = [
         tag("tr", tag("th", name, scope="row"), *(tag("td", column[name]) for column in columns)) for name in columns[0]
     ]
@@ -150,7 +152,13 @@ def _facts(facts: Mapping[str, str]) -> Html:
     )
 
 
-def _example(example: Example) -> Html:
+def _examples(examples: Sequence[Example]) -> Html | None:
+    labelled = len({example.caption.lang for example in examples}) > 1
+    return join(*(_example(example, labelled) for example in examples)) if examples else None
+
+
+def _example(example: Example, labelled: bool) -> Html:
+    """One picture; `labelled` says the language, too."""
     caption, picture = example.caption, shown(example.picture)
     width, height = picture.size
     exact = caption.text in example.references
@@ -159,19 +167,20 @@ def _example(example: Example) -> Html:
         tag("p", caption.text or "(no words)", class_="caption", lang=caption.lang, dir="auto"),
         tag(
             "p",
-            tag("span", caption.lang, class_="lang"),
-            f" CIDEr-D {_figure(example.score)}",
+            tag("span", caption.lang, class_="lang") if labelled else "",
+            f"CIDEr-D {_figure(example.score)}",
             tag("span", "word for word as a reference", class_="exact") if exact else "",
             class_="muted",
         ),
+        _strip(example, picture),
         _folded("References", example.references, caption.lang),
         _folded("Other captions", [other.text for other in caption.alternatives], caption.lang),
     )
     image = tag("img", src=data_url(picture), alt=caption.text, width=width, height=height, class_="picture")
-    return tag("article", tag("div", image, says, class_="shown"), _strip(example, picture), class_="example")
+    return tag("article", image, says, class_="example")
 
 
-def _strip(example: Example, picture: Any) -> Html:
+def _strip(example: Example, picture: Image) -> Html:
     """What each word looked at, in reading order."""
     caption = example.caption
     if caption.attention is None or not caption.words:

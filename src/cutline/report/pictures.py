@@ -17,7 +17,7 @@ from cutline.data.images import Transform, open_picture
 _SIDE, _SMALL_SIDE = 480, 144
 """Longest side of a picture, and of one that stands above a word."""
 _VEIL = (18, 21, 30)
-_DENSITY = 0.84
+_DENSITY = 0.8
 """How much of the veil's colour there is where a word did not look at all."""
 
 
