@@ -72,7 +72,7 @@ def test_byte_pair_pieces_that_are_words_have_their_vectors(tmp_path: Path) -> N
 
 def test_a_word_in_its_own_case_comes_before_its_lower_case(tmp_path: Path) -> None:
     file = tmp_path / "vectors"
-    file.write_bytes(text({"turkey": (1.0, 1.0), "Turkey": (2.0, 2.0), "turkey ": (5.0, 5.0)}))
+    file.write_bytes(text({"turkey": (1.0, 1.0), "Turkey": (2.0, 2.0)}) + b"turkey 5 5\n")
     matrix, found, _ = load_vectors(file, ["Turkey", "turkey", "TURKEY"])
     assert found.all()
     assert matrix[:, 0].tolist() == [2.0, 1.0, 1.0]

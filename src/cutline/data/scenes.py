@@ -59,11 +59,11 @@ def draw(
     languages: Sequence[str] = LANGUAGES,
     size: int = SIZE,
     seed: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = lambda done: None,
 ) -> Path:
     """Draw `count` pictures and write their captions to `out/scenes.jsonl`, unless just that is there already.
 
-    `progress` is told the number of pictures drawn so far. The folder appears whole or not at all.
+    The folder appears whole or not at all. `progress` is told how many pictures are drawn.
     """
     if count < 1:
         raise ConfigError(f"cannot draw {count} scenes", expected="at least 1")
@@ -77,21 +77,11 @@ def draw(
         "seed": seed,
     }  # fmt: skip
     out = Path(out)
-    if _is_drawn(out, settings):
-        return out
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        partial.chmod(0o755)
-        _draw_all(partial, settings, progress)
-        try:
-            partial.rename(out)
-        except OSError:
-            # Someone else may have drawn it meanwhile; then it has to be the same.
-            if not _is_drawn(out, settings):
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not _is_drawn(out, settings):
+            _draw_aside(out, settings, progress)
+    except OSError as error:
+        raise DataError(f"cannot draw scenes into {out}: {error.strerror or error}") from None
     return out
 
 
@@ -130,10 +120,29 @@ def _is_drawn(out: Path, settings: dict[str, Any]) -> bool:
                  if there.get(key) != value]  # fmt: skip
     if differing:
         raise DataError(f"{out} holds other scenes: {'; '.join(differing)}", fix=fix)
+    if not (out / ROWS).is_file() or not (out / "pictures").is_dir():
+        raise DataError(f"{out} has lost some of its scenes", fix="delete it, to have them drawn again")
     return True
 
 
-def _draw_all(folder: Path, settings: dict[str, Any], progress: Callable[[int], None] | None) -> None:
+def _draw_aside(out: Path, settings: dict[str, Any], progress: Callable[[int], object]) -> None:
+    """Draw into a hidden folder beside `out` and rename it at the end: whoever sees `out` sees all of it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        partial.chmod(0o755)
+        _draw_all(partial, settings, progress)
+        try:
+            partial.rename(out)
+        except OSError:
+            # Someone else may have drawn into it meanwhile; then it has to be the same.
+            if not _is_drawn(out, settings):
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _draw_all(folder: Path, settings: dict[str, Any], progress: Callable[[int], object]) -> None:
     (folder / "pictures").mkdir()
     with (folder / ROWS).open("w", encoding="utf-8") as rows:
         for index in range(settings["count"]):
@@ -156,8 +165,7 @@ def _draw_all(folder: Path, settings: dict[str, Any], progress: Callable[[int], 
                 "objects": [asdict(thing) for thing in objects],
             }
             rows.write(json.dumps(row, ensure_ascii=False) + "\n")
-            if progress is not None:
-                progress(index + 1)
+            progress(index + 1)
     (folder / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
