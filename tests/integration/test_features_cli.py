@@ -75,17 +75,12 @@ def test_killed_it_goes_on_to_the_same_bytes(data, tmp_path):
     resumed = run(build(data, out))
     assert f"going on with store.building: {2 * finished} of {COUNT} pictures are there" in resumed.stderr
     assert resumed.stdout == f"{out}\n"
-    run(build(data, tmp_path / "other", "--quiet"))
+    assert run(build(data, tmp_path / "other", "--quiet")).stderr == ""
     for name in FILES:
         assert (out / name).read_bytes() == (tmp_path / "other" / name).read_bytes(), name
     assert not journal.parent.exists()
+
     assert f"{COUNT} of {COUNT} pictures" in run(command("verify", out)).stdout
-
-
-def test_verify_and_info(data, tmp_path):
-    out = tmp_path / "store"
-    quiet = run(build(data, out, "--quiet", "--limit", 20))
-    assert quiet.stderr == ""
     told = run(command("info", out)).stdout
     assert "encoder    small, weights " in told
     assert " in fp32, error 0 of fp32" in told
@@ -94,8 +89,8 @@ def test_verify_and_info(data, tmp_path):
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 255]))
-    damaged = run(command("verify", out), code=1)
-    assert damaged.stderr.count(" is damaged") == 1
+    damaged = run(command("verify", out), code=1).stderr
+    assert damaged == f"{out}: row {COUNT - 1} ({COUNT - 1:03}.png) is damaged\n"
 
 
 def test_what_is_wrong_is_said_in_words(data, tmp_path):
