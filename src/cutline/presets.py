@@ -33,7 +33,7 @@ def scenes() -> Config:
 
 
 def frozen() -> Config:
-    """`cutline train --preset frozen --data PICTURES --weights FILE`: your own pictures, an encoder that stays as it is.
+    """`cutline train --data PICTURES`: your own pictures, and an encoder that stays as it is.
 
     The encoder runs once over every picture; after that an epoch costs seconds.
     """
@@ -48,7 +48,7 @@ def frozen() -> Config:
 
 
 def finetuned() -> Config:
-    """`cutline train --preset finetuned --data PICTURES`: the encoder learns too, from its last stages on; wants a GPU."""
+    """`cutline train --preset finetuned --data PICTURES`: the encoder learns too, on changing pictures; wants a GPU."""
     base = frozen()
     return Config(
         name="finetuned",

@@ -150,7 +150,7 @@ def _documented(owner: Any) -> dict[str, str]:
     return words
 
 
-def _words(owner: type[Any], key: str) -> str:
+def _words(owner: Any, key: str) -> str:
     return _documented(owner).get(key, "")
 
 
