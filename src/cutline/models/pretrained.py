@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import math
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +85,7 @@ def parse(name: str) -> tuple[str, dict[str, Any]]:
     """ "vgg16" or "mobilenetv2_100:pad_type=same,mean=0.5" as a timm name and its arguments."""
     kind, _, given = name.partition(":")
     arguments: dict[str, Any] = {}
-    for part in filter(None, given.split(",")):
+    for part in re.split(r",(?![^(\[]*[)\]])", given) if given else ():  # commas, but for those in brackets
         key, equals, value = part.partition("=")
         if not (key.isidentifier() and equals):
             raise ConfigError(f"'{part}' in encoder '{name}' is no argument", expected="NAME:key=value,key=value")

@@ -132,9 +132,9 @@ class Layer(nn.Module):
         if state:
             key, value = torch.cat([state[0], key], 2), torch.cat([state[1], value], 2)
         # One new position may look at all there are; a whole sentence must not look ahead.
-        heads = [self._split(part) for part in (query, key, value)]
+        heads = [self._split(part.flatten(0, 1)) for part in (query, key, value)]
         seen = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=not state)
-        return seen.transpose(2, 3).flatten(3), (key, value)
+        return seen.transpose(1, 2).reshape(words.shape), (key, value)
 
     def _look(self, words: Tensor, memory: Tensors) -> tuple[Tensor, Tensor]:
         """What the positions (B,N,T,H) find in the picture, and their attention (B,N,T,R), the mean over heads.
@@ -144,8 +144,8 @@ class Layer(nn.Module):
         query = self._split(self.query(words).flatten(1, 2))
         key, value = map(self._split, memory)
         weights = (query @ key.mT * self.scale).softmax(-1)
-        seen = (weights @ value).transpose(1, 2).flatten(2)
-        return seen.view_as(words), weights.mean(1).view(*words.shape[:3], -1)
+        seen = (weights @ value).transpose(1, 2).reshape(words.shape)
+        return seen, weights.mean(1).view(*words.shape[:3], -1)
 
     def _split(self, x: Tensor) -> Tensor:
         """(…,T,H) to (…,A,T,D)."""
