@@ -15,6 +15,7 @@ from PIL.Image import Image
 
 from cutline import __version__
 from cutline.data.images import Transform
+from cutline.errors import CutlineError
 from cutline.evaluation.text import Scores
 from cutline.predict import Caption
 from cutline.report.charts import curves as draw_curves
@@ -214,13 +215,16 @@ def _figure(value: float) -> str:
 
 
 def _write(path: Path, text: str) -> None:
-    """Whole or not at all: whoever has the page open never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    """Whole or not at all: whoever opens the page never sees half of it."""
+    partial = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
             file.write(text)
         Path(partial).chmod(0o644)
         Path(partial).replace(path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
+    except OSError as error:
+        if partial:
+            Path(partial).unlink(missing_ok=True)
+        raise CutlineError(f"cannot write the report {path}: {error.strerror}") from None
