@@ -85,6 +85,44 @@ def test_objects_are_where_the_boxes_say(folder: Path, rows: list[Row]) -> None:
         assert not drawn.any()
 
 
+COLOURS = {
+    "red": (210, 30, 40), "orange": (250, 140, 20), "yellow": (245, 210, 20), "green": (30, 150, 60),
+    "blue": (40, 80, 210), "purple": (140, 50, 170), "brown": (130, 80, 40), "black": (20, 20, 20),
+}  # fmt: skip
+
+
+def test_objects_have_the_colours_that_are_named(folder: Path, rows: list[Row]) -> None:
+    names, colours = list(COLOURS), np.array(list(COLOURS.values()))
+    objects = objects_of(folder)
+    for row in rows[:150]:
+        with Image.open(folder / row["image"]) as picture:
+            pixels = np.asarray(picture, np.int16)
+        for thing in objects[row["id"]]:
+            left, top, right, bottom = (round(edge * 64) for edge in thing.box)
+            middle = pixels[(top + bottom) // 2, (left + right) // 2]
+            assert names[int(np.abs(colours - middle).sum(axis=1).argmin())] == thing.colour
+
+
+def test_shapes_have_the_outlines_that_are_named(folder: Path) -> None:
+    """How wide a shape is, beside its widest, at an eighth, a half and seven eighths of its height."""
+    expected = {
+        "circle": (0.7, 1.0, 0.7), "square": (0.95, 1.0, 0.95), "triangle": (0.1, 0.5, 0.9),
+        "star": (0.15, 0.72, 0.4), "heart": (0.8, 0.8, 0.15), "diamond": (0.25, 1.0, 0.25),
+    }  # fmt: skip
+    found: dict[str, list[list[float]]] = {shape: [] for shape in expected}
+    for id, things in list(objects_of(folder).items())[:300]:
+        with Image.open(folder / f"pictures/{id.removeprefix('scene-')}.png") as picture:
+            pixels = np.asarray(picture, np.int16)
+        drawn = np.abs(pixels - np.median(pixels, axis=(0, 1))).max(axis=2) > 60
+        for thing in (thing for thing in things if thing.size == "large"):
+            left, top, right, bottom = (round(edge * 64) for edge in thing.box)
+            widths = drawn[top:bottom, left:right].sum(axis=1)
+            found[thing.shape].append([widths[int(at * (bottom - top))] / widths.max() for at in (1 / 8, 1 / 2, 7 / 8)])
+    for shape, measures in found.items():
+        assert len(measures) > 20
+        np.testing.assert_allclose(np.median(measures, axis=0), expected[shape], atol=0.13, err_msg=shape)
+
+
 def centre(things: list[SceneObject]) -> tuple[float, float]:
     boxes = np.array([thing.box for thing in things])
     return float(boxes[:, [0, 2]].mean()), float(boxes[:, [1, 3]].mean())
@@ -196,6 +234,15 @@ def test_a_killed_drawing_leaves_nothing_that_is_taken_for_a_corpus(tmp_path: Pa
     assert len(list(tmp_path.rglob("*.png"))) >= 20
     assert not (tmp_path / "scenes").exists()
     assert len(rows_of(draw(tmp_path / "scenes", count=5, size=32))) == 5
+
+
+def test_two_drawings_at_once_are_one(tmp_path: Path) -> None:
+    code = "import sys; from cutline.data.scenes import draw; draw(sys.argv[1], count=60, size=32)"
+    command = [sys.executable, "-c", code, str(tmp_path / "scenes")]
+    processes = [subprocess.Popen(command) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert [path.name for path in tmp_path.iterdir()] == ["scenes"]
+    assert len(objects_of(tmp_path / "scenes")) == 60
 
 
 def test_an_interrupted_drawing_cleans_up(tmp_path: Path) -> None:

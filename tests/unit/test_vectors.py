@@ -58,7 +58,7 @@ def test_every_form_gives_the_same_vectors(tmp_path: Path, form: str) -> None:
 
 def test_byte_pair_pieces_that_are_words_have_their_vectors(tmp_path: Path) -> None:
     file = tmp_path / "vectors"
-    file.write_bytes(text({"dog": (1.0,), "étoile": (2.0,), ",": (3.0,), "s": (4.0,), "犬": (5.0,)}))
+    file.write_bytes(text({"dog": (1.0,), "étoile": (2.0,), ",": (3.0,), "s": (4.0,), "犬": (5.0,), "�": (6.0,)}))
     captions = ["a dog, a étoile", "dogs, 犬", "a dog, étoile 犬犬"] * 3
     words = Words.learn({"en": captions}, WordsConfig(kind="bpe", max_size=300))
     matrix, known, coverage = load_vectors(file, words.pieces)
@@ -72,7 +72,7 @@ def test_byte_pair_pieces_that_are_words_have_their_vectors(tmp_path: Path) -> N
 
 def test_a_word_in_its_own_case_comes_before_its_lower_case(tmp_path: Path) -> None:
     file = tmp_path / "vectors"
-    file.write_bytes(text({"turkey": (1.0, 1.0), "Turkey": (2.0, 2.0)}) + b"turkey 5 5\n")
+    file.write_bytes(text({"turkey": (1.0, 1.0), "Turkey": (2.0, 2.0)}) + b"turkey 5 5\n" + b"Turkey 7 7\n")
     matrix, found, _ = load_vectors(file, ["Turkey", "turkey", "TURKEY"])
     assert found.all()
     assert matrix[:, 0].tolist() == [2.0, 1.0, 1.0]
@@ -100,6 +100,7 @@ def test_a_long_binary_file_is_read_over_the_edges_of_its_blocks(tmp_path: Path)
     [
         (b"", "vectors:1: not word vectors"),
         (b"\n", "vectors:1: not word vectors"),
+        (b"x 1\ny " + b" 1" * 2**23, "vectors:2: the line has no end"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "vectors:1: not word vectors"),
         (b'{"a": 1}\n', "vectors:1: not word vectors"),
         (text(WORDS) + b"cut 1.0 2.0\n", "vectors:5: a word and 2 numbers"),
