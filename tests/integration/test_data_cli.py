@@ -52,7 +52,7 @@ def test_inspect_shows_problems_and_says_so_by_its_exit_code(folder: Path) -> No
     assert "24 problems (23 × no such picture, 1 × unusable picture)" in done.stdout
     assert f"{folder / 't.csv'}:2: no such picture: 0.png" in done.stdout
     assert "… and 4 more" in done.stdout
-    assert "opening pictures: 2 of 2" in done.stderr  # no terminal: plain lines
+    assert "opening pictures: 2/2 (100 %)" in done.stderr  # no terminal: plain lines
     every = cutline("inspect", str(folder), "--check-pictures", "--all", "--quiet")
     assert every.stderr == ""
     assert f"{folder / '24.png'}: unusable picture: not a picture but text" in every.stdout

@@ -60,9 +60,7 @@ def test_every_picture_is_opened_only_when_asked(folder: Path) -> None:
     whole = (folder / "4.png").read_bytes()
     (folder / "4.png").write_bytes(whole[:-20])
     assert len(inspect(folder).problems) == 1
-    steps: list[tuple[int, int]] = []
-    found = inspect(folder, check_pictures=True, progress=lambda done, total: steps.append((done, total)))
-    assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    found = inspect(folder, check_pictures=True)
     problem = found.problems[-1]
     assert problem.file == folder / "4.png"
     assert problem.message.startswith("unusable picture: damaged: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import re
 from dataclasses import dataclass
@@ -10,16 +11,19 @@ from typing import Literal
 
 import tyro
 
+from cutline.cli import VERBS
 from cutline.cli.arguments import parse
 
 BASH = """\
 _cutline() {
-  local word="${COMP_WORDS[COMP_CWORD]}" words=""
-  if [ "$COMP_CWORD" -eq 1 ]; then words="%(verbs)s"; else
-    case "${COMP_WORDS[1]}" in
-%(cases)s
-    esac
-  fi
+  local word="${COMP_WORDS[COMP_CWORD]}" given="" words=""
+  if [ "$COMP_CWORD" -gt 1 ]; then given="${COMP_WORDS[1]}"; fi
+  case "$given ${COMP_WORDS[2]}" in
+%(tasks)s
+    *) case "$given" in
+%(verbs)s
+    esac ;;
+  esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
   if [ "$COMP_CWORD" -gt 1 ] && [ "${word#-}" = "$word" ]; then COMPREPLY+=($(compgen -f -- "$word")); fi
 }
@@ -41,26 +45,39 @@ def main(arguments: list[str]) -> int:
 
 
 def script(shell: str) -> str:
-    from cutline.cli import VERBS
-
-    flags = {verb: flags_of(verb) for verb in VERBS}
+    words = {"": [*VERBS], **{verb: [*tasks_of(verb), *flags_of(verb)] for verb in VERBS}}
+    deeper = {(verb, task): flags_of(verb, task) for verb in VERBS for task in tasks_of(verb)}
     if shell == "fish":
-        lines = [f"complete -c cutline -n __fish_use_subcommand -a {verb} -d '{VERBS[verb][1]}'" for verb in VERBS]
-        for verb, names in flags.items():
-            lines += [f"complete -c cutline -n '__fish_seen_subcommand_from {verb}' -l {n[2:]}" for n in names]
-        return "\n".join(lines) + "\n"
-    cases = "\n".join(f'      {verb}) words="{" ".join(names)}" ;;' for verb, names in flags.items())
-    text = BASH % {"verbs": " ".join(VERBS), "cases": cases}
+        return _fish(words, deeper)
+    text = BASH % {
+        "tasks": "\n".join(
+            f'    "{verb} {task}") words="{" ".join(names)}" ;;' for (verb, task), names in deeper.items()
+        ),
+        "verbs": "\n".join(f'      "{verb}") words="{" ".join(names)}" ;;' for verb, names in words.items()),
+    }
     return f"autoload -U +X bashcompinit && bashcompinit\n{text}" if shell == "zsh" else text
 
 
-def flags_of(verb: str) -> list[str]:
+def _fish(words: dict[str, list[str]], deeper: dict[tuple[str, str], list[str]]) -> str:
+    lines = [f"complete -c cutline -n __fish_use_subcommand -a {verb} -d '{VERBS[verb][1]}'" for verb in VERBS]
+    everything = {(verb,): names for verb, names in words.items() if verb} | deeper
+    for place, names in everything.items():
+        seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in place)
+        lines += [
+            f"complete -c cutline -n '{seen}' " + (f"-l {name[2:]}" if name.startswith("--") else f"-a {name}")
+            for name in names
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def tasks_of(verb: str) -> list[str]:
+    """The tasks of a verb that has some, such as `data inspect`."""
+    return list(getattr(importlib.import_module(VERBS[verb][0]), "TASKS", ()))
+
+
+def flags_of(verb: str, task: str | None = None) -> list[str]:
     """A verb's flags, as its own help shows them, so that the two cannot differ."""
-    import importlib
-
-    from cutline.cli import VERBS
-
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        importlib.import_module(VERBS[verb][0]).main(["--help"])
+        importlib.import_module(VERBS[verb][0]).main([*([task] if task else []), "--help"])
     return sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", shown.getvalue())))

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from cutline.cli.arguments import parse
-from cutline.errors import ConfigError, DataError, nearest
+from cutline.cli.arguments import dispatch, parse
+from cutline.console import progress
+from cutline.errors import DataError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cutline.data.inspect import Inspection, Progress, Range
+    from cutline.data.inspect import Inspection, Range
 
 _LISTED = 20
 
@@ -72,13 +71,7 @@ class Scenes:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
-        return 0
-    task, *rest = arguments
-    if task not in _TASKS:
-        raise ConfigError(f"unknown task 'data {task}'{nearest(task, _TASKS)}", expected=", ".join(_TASKS))
-    return _TASKS[task][0](rest)
+    return dispatch("data", TASKS, arguments)
 
 
 def _inspect(arguments: list[str]) -> int:
@@ -87,14 +80,9 @@ def _inspect(arguments: list[str]) -> int:
 
     from cutline.data.inspect import inspect
 
-    with _progress("opening pictures", form.quiet or not form.check_pictures) as progress:
-        found = inspect(
-            form.path,
-            form.format,
-            languages=_listed(form.languages),
-            check_pictures=form.check_pictures,
-            progress=progress,
-        )
+    found = inspect(
+        form.path, form.format, languages=_listed(form.languages), check_pictures=form.check_pictures, quiet=form.quiet
+    )
     if form.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False, indent=1))
     else:
@@ -119,54 +107,28 @@ def _scenes(arguments: list[str]) -> int:
     if form.count < 1 or form.size < 1:
         raise DataError(f"cannot draw {form.count} pictures of {form.size} pixels", expected="numbers above 0")
     languages = _listed(form.languages) or LANGUAGES
-    with _progress("drawing", form.quiet) as progress:
+    with progress("drawing", form.count, "pictures", quiet=form.quiet) as advance:
         folder = draw(
             form.out,
             count=form.count,
             languages=languages,
             size=form.size,
             seed=form.seed,
-            progress=lambda done: progress(done, form.count),
+            progress=lambda done: advance(),
         )
     print(folder)
     return 0
 
 
-_TASKS = {
+TASKS = {
     "inspect": (_inspect, "show what is there, and everything wrong with it"),
     "formats": (_formats, "list the formats that are read"),
     "scenes": (_scenes, "draw pictures with captions to learn from"),
 }
 
 
-def _usage() -> str:
-    lines = ["usage: cutline data TASK …        cutline data TASK --help shows what a task takes", ""]
-    return "\n".join([*lines, *(f"  {task:<9} {line}" for task, (_, line) in _TASKS.items())])
-
-
 def _listed(text: str) -> list[str]:
     return [item.strip() for item in text.split(",") if item.strip()]
-
-
-@contextmanager
-def _progress(what: str, quiet: bool) -> Iterator[Progress]:
-    """A bar on a terminal; elsewhere a line for each tenth."""
-    if quiet:
-        yield lambda done, total: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress as Bar
-
-        with Bar(console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(what, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
-    else:
-
-        def line(done: int, total: int) -> None:
-            if done * 10 // total > (done - 1) * 10 // total:
-                print(f"{what}: {done:,} of {total:,}", file=sys.stderr, flush=True)
-
-        yield line
 
 
 def _show(found: Inspection, console: Console, everything: bool) -> None:

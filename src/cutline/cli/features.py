@@ -9,14 +9,8 @@ from typing import Literal
 
 import tyro
 
-from cutline.cli.arguments import parse
-from cutline.errors import ConfigError, choose
-
-USAGE = """usage: cutline features build DATA [--encoder NAME] …   what the encoder sees in each picture, computed once
-       cutline features verify STORE                  is every picture's row as it was written?
-       cutline features info STORE                    whose features they are
-
-cutline features build --help shows what it takes."""
+from cutline.cli.arguments import dispatch, parse
+from cutline.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -69,19 +63,11 @@ class Info:
 
 
 def main(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0
-    action, *rest = arguments
-    choose(action, ("build", "verify", "info"), "action of cutline features")
-    if action == "build":
-        return _build(parse(Build, rest, verb="features build"))
-    if action == "verify":
-        return _verify(parse(Verify, rest, verb="features verify").store)
-    return _info(parse(Info, rest, verb="features info").store)
+    return dispatch("features", TASKS, arguments)
 
 
-def _build(given: Build) -> int:
+def _build(arguments: list[str]) -> int:
+    given = parse(Build, arguments, verb="features build")
     from cutline import config as configuration
     from cutline.data import sources
     from cutline.presets import PRESETS
@@ -131,7 +117,8 @@ def _build(given: Build) -> int:
     return 0
 
 
-def _verify(path: Path) -> int:
+def _verify(arguments: list[str]) -> int:
+    path = parse(Verify, arguments, verb="features verify").store
     from cutline.features.store import FeatureStore
 
     store = FeatureStore.open(path)
@@ -142,7 +129,8 @@ def _verify(path: Path) -> int:
     return 1 if damaged else 0
 
 
-def _info(path: Path) -> int:
+def _info(arguments: list[str]) -> int:
+    path = parse(Info, arguments, verb="features info").store
     from cutline.features.store import FeatureStore
 
     store = FeatureStore.open(path)
@@ -160,3 +148,10 @@ def _info(path: Path) -> int:
     }
     print("\n".join(f"{name:<10} {line}" for name, line in lines.items()))
     return 0
+
+
+TASKS = {
+    "build": (_build, "compute what the encoder sees in each picture, once"),
+    "verify": (_verify, "check that every picture's row is as it was written"),
+    "info": (_info, "show whose features they are, and what made them"),
+}

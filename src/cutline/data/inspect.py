@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cutline.console import progress
 from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
 from cutline.data.draft import NothingUsableError
 from cutline.data.images import open_picture
@@ -27,9 +28,6 @@ except ImportError:  # the runtime goes without
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _COMMON = 3
-
-Progress = Callable[[int, int], None]
-"""Told how many pictures are done, and of how many."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,7 @@ def inspect(
     *,
     languages: Sequence[str] = (),
     check_pictures: bool = False,
-    progress: Progress = lambda done, total: None,
+    quiet: bool = True,
 ) -> Inspection:
     """Look at the corpus at `path`; with `check_pictures`, decode every picture of it as well."""
     try:
@@ -93,7 +91,7 @@ def inspect(
     copies = _copies(corpus.samples)
     problems = [*corpus.problems, *_contradictions(corpus.samples, copies)]
     if check_pictures:
-        problems += _undecodable(corpus.samples, progress)
+        problems += _undecodable(corpus.samples, quiet)
     return Inspection(
         source=corpus.source,
         pictures=len(corpus),
@@ -169,12 +167,15 @@ def _digest(path: Path) -> bytes:
         return str(path).encode("utf-8", "surrogateescape")  # unreadable: a copy of nothing
 
 
-def _undecodable(samples: Sequence[Sample], progress: Progress) -> list[Problem]:
+def _undecodable(samples: Sequence[Sample], quiet: bool) -> list[Problem]:
     # Threads are enough: decoders let go of the interpreter's lock.
     found = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for done, problem in enumerate(pool.map(_decode, (sample.image for sample in samples)), 1):
-            progress(done, len(samples))
+    with (
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+        progress("opening pictures", len(samples), "pictures", quiet=quiet) as advance,
+    ):
+        for problem in pool.map(_decode, (sample.image for sample in samples)):
+            advance()
             if problem:
                 found.append(problem)
     return found
