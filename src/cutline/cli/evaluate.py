@@ -81,7 +81,7 @@ def show(results: dict[str, Scores]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    columns = {lang: _cells(scores) for lang, scores in results.items()}
+    columns = {lang: scores.rows() for lang, scores in results.items()}
     table = Table("score", *columns, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -91,19 +91,6 @@ def show(results: dict[str, Scores]) -> None:
     console.print(table)
     for lang, scores in results.items():
         console.print(f"[dim]{lang}: {scores.signature}[/dim]", soft_wrap=True, highlight=False)
-
-
-def _cells(scores: Scores) -> dict[str, str]:
-    varied = scores.diversity
-    return {
-        **{f"BLEU-{n}": f"{value:.1f}" for n, value in enumerate(scores.bleu, 1)},
-        "ROUGE-L": f"{scores.rouge_l:.1f}",
-        "CIDEr-D": f"{scores.cider:.1f}",
-        "distinct captions": f"{varied.distinct:.0%}",
-        "novel captions": "" if varied.novel is None else f"{varied.novel:.0%}",
-        "words in a caption": f"{varied.mean_length:.1f}",
-        "vocabulary used": str(varied.vocabulary),
-    }
 
 
 def _corpus(given: Evaluate) -> Corpus:

@@ -59,6 +59,20 @@ class Scores:
         values |= vars(self.diversity)
         return {**values, "count": self.count, "signature": self.signature}
 
+    def rows(self) -> dict[str, str]:
+        """The figures by name, as a table shows them to people."""
+        varied = self.diversity
+        return {
+            **{f"BLEU-{n}": f"{value:.1f}" for n, value in enumerate(self.bleu, 1)},
+            "ROUGE-L": f"{self.rouge_l:.1f}",
+            "CIDEr-D": f"{self.cider:.1f}",
+            "Distinct captions": f"{varied.distinct:.0%}",
+            "Captions not learned from": "–" if varied.novel is None else f"{varied.novel:.0%}",
+            "Words in a caption": f"{varied.mean_length:.1f}",
+            "Different words used": f"{varied.vocabulary:,}",
+            "Pictures": f"{self.count:,}",
+        }
+
     def pictures(self) -> dict[str, dict[str, float]]:
         """The scores of each picture by itself (CIDEr-D weighs words as the whole set does)."""
         columns = {f"bleu_{n}": self.per_picture["bleu"][:, n - 1] for n in range(1, ngrams.ORDERS + 1)}

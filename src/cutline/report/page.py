@@ -121,7 +121,7 @@ def _headlines(scores: Mapping[str, Scores]) -> Html | None:
 
 
 def _table(scores: Mapping[str, Scores]) -> Html:
-    columns = [_rows(found) for found in scores.values()]
+    columns = [found.rows() for found in scores.values()]
     head = tag("tr", tag("th", "Score", scope="col"), *(tag("th", lang, scope="col") for lang in scores))
     body = [
         tag("tr", tag("th", name, scope="row"), *(tag("td", column[name]) for column in columns)) for name in columns[0]
@@ -131,20 +131,6 @@ def _table(scores: Mapping[str, Scores]) -> Html:
         tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="wide"),
         tag("p", note, class_="muted"),
     )
-
-
-def _rows(scores: Scores) -> dict[str, str]:
-    varied = scores.diversity
-    return {
-        **{f"BLEU-{n}": _figure(value) for n, value in enumerate(scores.bleu, 1)},
-        "ROUGE-L": _figure(scores.rouge_l),
-        "CIDEr-D": _figure(scores.cider),
-        "Distinct captions": f"{varied.distinct:.0%}",
-        "Captions not learned from": "–" if varied.novel is None else f"{varied.novel:.0%}",
-        "Words in a caption": _figure(varied.mean_length),
-        "Different words used": f"{varied.vocabulary:,}",
-        "Pictures": f"{scores.count:,}",
-    }
 
 
 def _facts(facts: Mapping[str, str]) -> Html:
