@@ -268,6 +268,23 @@ def test_search_stops_when_nothing_better_can_come() -> None:
     assert certain.steps == 2
 
 
+def test_search_goes_on_while_a_longer_caption_may_win() -> None:
+    class Long(Toy):
+        """A short caption that ends at once, or, less likely, one that is certain of its words until the last."""
+
+        def logp(self, picture: int, written: tuple[int, ...]) -> np.ndarray:
+            chances = {4: 0.7, 5: 0.3}
+            if len(written) > 1:
+                chances = {END: 0.9, 4: 0.1} if written[-1] == 4 else {END if len(written) == 7 else 5: 1.0}
+            with np.errstate(divide="ignore"):
+                return np.log([chances.get(word, 0.0) for word in range(self.words)])
+
+    (best, second), *_ = run(Long(6), [0], beam=2, num=2, max_length=6, length_penalty=1.0)
+    assert (best.tokens, second.tokens) == ((5,) * 6, (4,))
+    assert best.score == pytest.approx(math.log(0.3) / 7)
+    assert run(Long(6), [0], beam=2, max_length=6, length_penalty=1.0)[0][0] == best
+
+
 def test_diverse_groups_avoid_one_another() -> None:
     model = Toy(30)
 
