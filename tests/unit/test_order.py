@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -23,6 +25,21 @@ def test_an_epoch_is_a_permutation(seed: int, epoch: int, count: int) -> None:
     assert order.dtype == np.int64
     assert sorted(order.tolist()) == list(range(count))
     np.testing.assert_array_equal(order, epoch_order(seed, epoch, count))
+
+
+def test_nobody_can_spoil_the_order_for_others() -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        epoch_order(0, 0, 8)[0] = 3
+    with pytest.raises(ValueError, match="read-only"):
+        next(batches(0, 0, 8, 4))[0] = 3
+
+
+def test_batches_one_by_one_cost_no_order_each() -> None:
+    """As a run takes them that may resume at any of them."""
+    started = time.perf_counter()
+    one_by_one = [next(batches(5, 0, 1_000_000, 64, start=start)) for start in range(100)]
+    assert time.perf_counter() - started < 5  # ordering them a hundred times takes over ten seconds
+    np.testing.assert_array_equal(np.concatenate(one_by_one), epoch_order(5, 0, 1_000_000)[:6400])
 
 
 def test_seeds_and_epochs_differ() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,12 +23,15 @@ def stream(seed: int, *path: int | str) -> np.random.Generator:
     return np.random.Generator(_bits(seed, *path))
 
 
+@lru_cache(maxsize=2)  # whoever takes an epoch's batches one by one asks for it each time
 def epoch_order(seed: int, epoch: int, count: int) -> Indices:
     """The samples `0 … count - 1` in the order in which this epoch sees them."""
     if count < 0:
         raise ValueError(f"count is {count}")
     keys = _bits(seed, "order", epoch).random_raw(count)
-    return np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+    order = np.argsort(keys, kind="stable").astype(np.int64, copy=False)
+    order.flags.writeable = False
+    return order
 
 
 def batch_count(count: int, batch: int) -> int:
