@@ -199,4 +199,4 @@ def pad(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
 
 
 def _tokens(words: Words, lang: str, text: str, longest: int) -> list[int]:
-    return [words.begin(lang), *words.encode(text)[:longest], words.end]
+    return [words.begin(lang), *words.encode(text, lang)[:longest], words.end]

@@ -66,17 +66,15 @@ def prepare(
             expected="at least one of each",
             fix="cutline data inspect shows what is there; --val-share divides data that has no splits",
         )
+    texts = {lang: [text for s in learn for text in s.captions.get(lang, ())] for lang in languages}
     if words is None:
-        texts = {lang: [text for s in learn for text in s.captions.get(lang, ())] for lang in languages}
         words = Words.learn(texts, config.words)
-    say(
-        f"data: {corpus.source}: {len(learn)} pictures to learn from, {len(judge)} to validate on, "
-        f"{', '.join(languages)}, {len(words.pieces)} words",
-        quiet=quiet,
-    )
-    if config.pictures.augment_flip and (unknown := [lang for lang in languages if not mirror.can_mirror(lang)]):
+    say(f"data: {corpus.source}: {len(learn)} pictures to learn from, {len(judge)} to validate on", quiet=quiet)
+    unknown = ", ".join(f"{words.unknown_share(texts[lang]):.1%} in {lang}" for lang in languages)
+    say(f"words: {len(words.pieces)}; not among them: {unknown}", quiet=quiet)
+    if config.pictures.augment_flip and (odd := [lang for lang in languages if not mirror.can_mirror(lang)]):
         say(
-            f"pictures with captions in {', '.join(unknown)} are not mirrored: left and right are not known",
+            f"pictures with captions in {', '.join(odd)} are not mirrored: left and right are not known",
             quiet=quiet,
         )
     torch.manual_seed(config.seed)
