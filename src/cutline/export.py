@@ -31,6 +31,8 @@ from cutline.models.onnx import export_encoder, export_module
 from cutline.predict import FORMAT, MANIFEST, PARTS, Picture, load, seal_of
 from cutline.search import search
 
+CARD = "README.md"
+
 __all__ = ["Agreement", "check_bundle", "export_bundle", "export_encoder"]
 
 
@@ -68,6 +70,8 @@ def export_bundle(
     """
     if out.exists() and not force:
         raise ConfigError(f"{out} is already there", fix="name another place, or --force to replace it")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise ConfigError(f"{out} holds something other than a bundle", fix="name another place")
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=out.parent) as temporary:
         draft = Path(temporary) / "bundle"
@@ -82,7 +86,7 @@ def export_bundle(
             "search": asdict(settings),
             "transform": transform.to_dict(),
         }
-        (draft / "README.md").write_text(_model_card(out.stem, facts, card), encoding="utf-8")
+        (draft / CARD).write_text(_model_card(out.stem, facts, card), encoding="utf-8")
         facts["files"] = {name: _listing(draft / name) for name in PARTS}
         facts["seal"] = seal_of(facts)
         (draft / MANIFEST).write_text(json.dumps(facts, indent=1), encoding="utf-8")
@@ -217,7 +221,7 @@ def _pack(draft: Path) -> Path:
 
     packed = draft.with_suffix(".cutline")
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name in (MANIFEST, *PARTS):
+        for name in (MANIFEST, *PARTS, CARD):
             archive.write(draft / name, name)
     return packed
 

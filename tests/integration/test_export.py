@@ -129,8 +129,14 @@ def test_nothing_is_overwritten_unasked(captioner: Captioner, bundle: Path, tmp_
     assert (there / "notes.txt").exists()
     write(captioner, there, force=True)
     assert not (there / "notes.txt").exists()
+    (there / "README.md").write_text("The card is its owner's to edit.")
     assert load(there).caption(pictures(1))
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "dog.jpg").touch()
+    with pytest.raises(ConfigError, match="other than a bundle"):
+        write(captioner, tmp_path / "photos", force=True)
+    assert (tmp_path / "photos" / "dog.jpg").exists()
 
 
 @pytest.mark.usefixtures("graphs")

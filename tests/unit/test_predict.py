@@ -47,7 +47,6 @@ def make_bundle(folder: Path) -> Path:
     _encoder(folder / "encoder.onnx")
     _decoder(folder / "decoder.onnx", table, colours)
     words.save(folder / "words.json")
-    (folder / "README.md").write_text("# colours\n")
     seal(folder)
     return folder
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
@@ -41,21 +40,15 @@ def main(arguments: list[str]) -> int:
     if given.check < 0:
         raise ConfigError(f"--check {given.check}", expected="0 or more")
     require("torch", "train", "exporting")
-    from cutline.engine.run import load_captioner
-    from cutline.export import check_bundle, export_bundle
+    from cutline.cli.finish import export
+    from cutline.export import check_bundle
 
-    captioner, words, config = load_captioner(given.run, step=given.step)
-    card: dict[str, Any] = {"Made from": {"run": given.run.resolve().name, **asdict(config.decoder)}}
-    card["Made from"] |= {"data": config.data.path, "encoder": config.encoder.name}
-    transform = captioner.encoder.transform
     say("writing the bundle", quiet=given.quiet)
-    export_bundle(captioner, words, transform, config.search, out, card, one_file=given.one_file, force=given.force)
+    captioner = export(given.run, out, step=given.step, one_file=given.one_file, force=given.force)
     print(out)
-    if not given.check:
-        return 0
-    pictures = _pictures(config, given.check)
+    pictures = _pictures(given.run, given.check)
     if not pictures:
-        say("not checked: the run's pictures are not there any more", quiet=given.quiet)
+        say("not checked against PyTorch: no pictures to do it with", quiet=given.quiet)
         return 0
     say(f"checking it on {len(pictures)} pictures", quiet=given.quiet)
     agreement = check_bundle(captioner, out, pictures)
@@ -63,12 +56,15 @@ def main(arguments: list[str]) -> int:
     return 0 if agreement.reached else 1
 
 
-def _pictures(config: Any, count: int) -> list[Path]:
-    """Pictures that the run did not learn from, as far as there are enough of them."""
+def _pictures(run: Path, count: int) -> list[Path]:
+    """Pictures of the run's data, those that it did not learn from first; none where they are gone."""
+    from cutline import config
     from cutline.data.sources import read
 
+    if not count:
+        return []
     try:
-        corpus = read(config, quiet=True)
+        corpus = read(config.load(run / "config.toml"), quiet=True)
     except DataError:
         return []
     samples = [*corpus.split("test"), *corpus.split("val"), *corpus.split("train")]
