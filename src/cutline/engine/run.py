@@ -77,14 +77,10 @@ def prepare(
             f"pictures with captions in {', '.join(odd)} are not mirrored: left and right are not known",
             quiet=quiet,
         )
+    config, begin = _with_vectors(config, words, quiet)
     torch.manual_seed(config.seed)
     model = build_captioner(config, len(words.pieces))
-    if config.words.embeddings:
-        from cutline.data.vectors import load_vectors
-
-        matrix, known, coverage = load_vectors(Path(config.words.embeddings), words.pieces)
-        model.decoder.load_vectors(matrix, known)
-        say(f"embeddings: {coverage}", quiet=quiet)
+    begin(model)
     say(_describe(model), quiet=quiet)
     model = model.to(device.torch)
     learn_from, judge_from = (sources or stored_or_pictures)(config, model, learn, judge, quiet)
@@ -97,6 +93,24 @@ def prepare(
     )
     task = CaptioningTask(config, model, words, judge, judge_from)
     return Prepared(config, corpus, words, model, task, batches, device)
+
+
+def _with_vectors(config: Config, words: Words, quiet: bool) -> tuple[Config, Callable[[Captioner], None]]:
+    """The configuration with word vectors as wide as the given ones, and what puts those into a model."""
+    if not config.words.embeddings:
+        return config, lambda model: None
+    from cutline.data.vectors import load_vectors
+
+    matrix, known, coverage = load_vectors(Path(config.words.embeddings), words.pieces)
+    say(f"embeddings: {coverage}", quiet=quiet)
+    width = matrix.shape[1]
+    if config.decoder.embed not in (0, width):
+        raise ConfigError(
+            f"the vectors in {config.words.embeddings} have {width} numbers, decoder.embed is {config.decoder.embed}",
+            fix=f"decoder.embed = {width}, or 0 to take the vectors' own width",
+        )
+    wide = replace(config, decoder=replace(config.decoder, embed=width))
+    return wide, lambda model: model.decoder.load_vectors(matrix, known)
 
 
 def _describe(model: Captioner) -> str:
