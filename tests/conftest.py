@@ -31,6 +31,7 @@ captions = 4
 rate = 4e-3
 warmup = 5
 save_steps = 3
+validate_every = 1
 [search]
 beam = 2
 max_length = 16

@@ -94,7 +94,7 @@ def test_killed_it_goes_on_to_the_same_bytes(data, tmp_path):
 
 
 def test_what_is_wrong_is_said_in_words(data, tmp_path):
-    assert "action" in run(command("bild"), code=2).stderr
+    assert "did you mean 'build'?" in run(command("bild"), code=2).stderr
     assert "'trial'" in run(build(data, tmp_path / "store", "--format", "trial"), code=2).stderr
     assert "--bakend" in run(build(data, tmp_path / "store", "--bakend", "torch"), code=2).stderr
     (tmp_path / "pictures").mkdir()

@@ -56,7 +56,7 @@ class Luong(nn.Module):
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
         """Weights (B,N,R)."""
-        scores: Tensor = self.query(query) @ keys.mT * keys.shape[-1] ** -0.5
+        scores: Tensor = linear(query, self.query.weight) @ keys.mT * keys.shape[-1] ** -0.5
         return scores.softmax(-1)
 
 

@@ -94,7 +94,7 @@ class RecurrentDecoder(Decoder):
         assert self.combine is not None
         (values,) = memory
         attention = self.after(outputs.flatten(1, -2), values)
-        outputs = torch.tanh(self.combine(outputs) + (attention @ values).view_as(outputs))
+        outputs = torch.tanh(linear(outputs, self.combine.weight) + (attention @ values).view_as(outputs))
         return outputs, attention.unflatten(1, outputs.shape[1:-1])
 
     def _word_gates(self, words: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from cutline.models.linear import linear
 
 PAD = 0
-BLOCK = 2**22
-"""Scores held at a time while the loss is taken: 16 MB in fp32."""
+BLOCK = 2**23
+"""Scores held at a time while the loss is taken: 32 MB in fp32."""
 
 
 class Vocabulary(nn.Module):
@@ -67,19 +67,19 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float) -> Tensor:
         learning = any(ctx.needs_input_grad)
-        exact = torch.promote_types(weight.dtype, torch.float32)
-        total = torch.zeros((), dtype=exact, device=outputs.device)
-        weight, bias = (p.detach().requires_grad_(learning) for p in (weight, bias))
-        d_outputs = torch.zeros_like(outputs)
-        d_weight, d_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        blocks = max(1, -(-outputs.numel() // outputs.shape[1] * len(weight) // BLOCK))
-        parts = (tensor.tensor_split(blocks) for tensor in (outputs, targets, d_outputs))
-        for rows, wanted, found in zip(*parts):
-            with torch.set_grad_enabled(learning):
-                rows = rows.detach().requires_grad_(learning)
+        device, exact = outputs.device.type, torch.promote_types(weight.dtype, torch.float32)
+        total = torch.zeros((), dtype=exact, device=device)
+        # What autocast would do, but once, rather than for every block.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        weight, bias = (p.detach().to(dtype).requires_grad_(learning) for p in (weight, bias))
+        d_outputs: list[Tensor] = []
+        d_head: list[Tensor] = []
+        blocks = max(1, -(-len(outputs) * len(weight) // BLOCK))
+        for rows, wanted in zip(outputs.tensor_split(blocks), targets[:, None].tensor_split(blocks)):
+            rows = rows.detach().to(dtype).requires_grad_(learning)
+            with torch.autocast(device, enabled=False), torch.set_grad_enabled(learning):
                 scores = linear(rows, weight, bias)
             logp = F.log_softmax(scores.detach(), -1, dtype=exact)
-            wanted = wanted[:, None]
             total -= (1 - smoothing) * logp.gather(1, wanted).sum()
             if smoothing:
                 total -= smoothing / len(weight) * logp.sum()
@@ -87,12 +87,16 @@ class _CrossEntropy(torch.autograd.Function):
                 d_scores = logp.exp_()
                 if smoothing:
                     d_scores -= smoothing / len(weight)
-                d_scores.scatter_add_(1, wanted, torch.full_like(wanted, -1, dtype=exact) * (1 - smoothing))
-                grads = torch.autograd.grad(scores, (rows, weight, bias), d_scores.to(scores.dtype))
-                for place, grad in zip((found, d_weight, d_bias), grads):
-                    place += grad
+                d_scores.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=exact))
+                d_rows, *d_both = torch.autograd.grad(scores, (rows, weight, bias), d_scores.to(dtype))
+                d_outputs.append(d_rows.to(outputs.dtype))
+                if d_head:
+                    for place, grad in zip(d_head, d_both):
+                        place += grad
+                else:
+                    d_head = [grad.to(exact) for grad in d_both]
         if learning:
-            ctx.save_for_backward(d_outputs, d_weight, d_bias)
+            ctx.save_for_backward(torch.cat(d_outputs), *d_head)
         return total
 
     @staticmethod
