@@ -81,7 +81,7 @@ def test_outputs_and_gradients_equal_in_double_precision(kind, attention, change
 @pytest.mark.parametrize(("kind", "attention"), KINDS)
 def test_gradients_equal_in_single_precision_and_at_full_size(kind, attention, monkeypatch):
     # Enough rows for the fast product and several blocks of the loss.
-    monkeypatch.setattr("cutline.models.vocabulary.BLOCK", 300 * WORDS)
+    monkeypatch.setattr("cutline.models.vocabulary.BLOCK", 400 * WORDS)
     decoder = decoder_of(kind, attention, torch.float32, hidden=32)
     grid, pooled, captions = batch(torch.float32, pictures=40, rows=2, tokens=9)
     theirs, _, _ = plain_loss(decoder, grid, pooled, captions, 0.0)

@@ -1,0 +1,129 @@
+"""A training step of the decoders against the per-word loop of tutorials; and what saves memory, and what it costs."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from benchmarks.common import Row, paired
+from benchmarks.plain import PlainRecurrent
+from cutline.config import DecoderConfig
+from cutline.models.decoder import Decoder, build_decoder
+
+BATCH, REGIONS, CHANNELS, HIDDEN, WORDS, TOKENS = 64, 49, 2048, 512, 9_000, 20
+TARGETS = {("bahdanau", "fp32"): 2.5, ("bahdanau", "bf16"): 3.5, ("luong", "fp32"): 6.0, ("luong", "bf16"): 13.0}
+
+
+def rows() -> Iterator[Row]:
+    batch = features_and_captions()
+    for attention in ("bahdanau", "luong"):
+        decoder = decoder_of("lstm", attention)
+        check_gradients(decoder, batch)
+        for precision in ("fp32", "bf16"):
+            ours, theirs = paired(step(decoder, batch, precision), plain_step(decoder, batch))
+            yield Row(
+                f"training step, {attention.title()}, {precision}",
+                "a loop over words, fp32",
+                theirs / ours,
+                TARGETS[attention, precision],
+                f"{ours * 1e3:.0f} ms, {theirs * 1e3:.0f} ms",
+            )
+    print()
+    print_memory()
+    print()
+
+
+def decoder_of(kind: str, attention: str = "luong", layers: int = 1) -> Decoder:
+    torch.manual_seed(0)
+    config = DecoderConfig(kind=kind, attention=attention, hidden=HIDDEN, layers=layers, dropout=0.0)
+    sizes = {"words": WORDS, "channels": CHANNELS, "pooled_channels": CHANNELS, "regions": REGIONS}
+    return build_decoder(config, **sizes).train()
+
+
+def features_and_captions(rows: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    grid = torch.randn(BATCH, REGIONS, CHANNELS, generator=generator)
+    return grid, grid.mean(1), torch.randint(3, WORDS, (BATCH, rows, TOKENS + 1), generator=generator)
+
+
+def step(decoder: Decoder, batch: tuple[Tensor, Tensor, Tensor], precision: str) -> Callable[[], None]:
+    """Forward, loss and backward, as the training loop does it."""
+    grid, pooled, captions = batch
+
+    def run() -> None:
+        decoder.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            outputs, _ = decoder.outputs(grid, pooled, captions[..., :-1])
+            loss = decoder.vocabulary.cross_entropy(outputs, captions[..., 1:]) / captions[..., 1:].numel()
+        loss.backward()
+
+    return run
+
+
+def plain_step(decoder: Decoder, batch: tuple[Tensor, Tensor, Tensor]) -> Callable[[], None]:
+    """The same, one word after the other."""
+    plain = PlainRecurrent(decoder)
+    grid, pooled, captions = batch
+
+    def run() -> None:
+        decoder.zero_grad()
+        logits, _ = plain(grid, pooled, captions[:, 0, :-1])
+        F.cross_entropy(logits.flatten(0, 1), captions[:, 0, 1:].flatten()).backward()
+
+    return run
+
+
+def check_gradients(decoder: Decoder, batch: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Faster is only better when it is the same: every gradient within 1e-4 of the plain one."""
+    step(decoder, batch, "fp32")()
+    ours = {name: parameter.grad.clone() for name, parameter in decoder.named_parameters()}
+    plain_step(decoder, batch)()
+    for name, parameter in decoder.named_parameters():
+        error = float((ours[name] - parameter.grad).norm() / parameter.grad.norm())
+        assert error < 1e-4, f"the gradient of {name} is off by {error:.1e}"
+
+
+def print_memory() -> None:
+    """Peak memory and speed with and without checkpointing and mixed precision, each in a process of its own."""
+    print("| decoder | precision | checkpointing | peak memory of a step | time of a step |\n|---|---|---|---|---|")
+    for name in ("Bahdanau", "Transformer, 4 layers"):
+        for precision in ("fp32", "bf16"):
+            for checkpointing in (False, True):
+                code = (
+                    f"from benchmarks.bench_training import measure; measure({name!r}, {precision!r}, {checkpointing})"
+                )
+                done = subprocess.run(
+                    [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True
+                )
+                found = json.loads(done.stdout)
+                figures = f"{found['megabytes']:.0f} MB | {found['seconds'] * 1e3:.0f} ms"
+                print(f"| {name} | {precision} | {'on' if checkpointing else 'off'} | {figures} |", flush=True)
+
+
+def measure(name: str, precision: str, checkpointing: bool) -> None:
+    """Of four captions a picture, so that there is something to store; weights and batch are not counted."""
+    decoder = decoder_of("transformer", layers=4) if name.startswith("T") else decoder_of("lstm", "bahdanau")
+    decoder.checkpointing = checkpointing
+    run = step(decoder, features_and_captions(rows=4), precision)
+    before = peak()
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    print(json.dumps({"megabytes": peak() - before, "seconds": min(times)}))
+
+
+def peak() -> float:
+    """Megabytes that the process has held at most."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
