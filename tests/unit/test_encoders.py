@@ -244,3 +244,15 @@ def test_trained_weights_tell_dogs_from_the_rest_when_padded_as_they_learned():
     learned = right("mobilenetv2_100:pad_type=same,mean=0.5,std=0.5")
     assert learned >= 0.9
     assert learned >= right("mobilenetv2_100")
+
+
+def test_a_cell_of_the_small_encoder_sees_what_it_is_drawn_over():
+    """The middle of what a cell sees is the middle of the cell, so that attention is shown where it was."""
+    encoder = encoder_of().eval()
+    picture = encoder.normalise(torch.full((1, 3, 96, 96), 127, dtype=torch.uint8)).requires_grad_()
+    grid = encoder.blocks(picture)
+    for row, column in ((3, 4), (4, 3)):
+        (seen,) = torch.autograd.grad(grid[0, :, row, column].sum(), picture, retain_graph=True)
+        used = seen.abs().sum((0, 1)) > 0
+        for cell, places in ((row, used.any(1).nonzero()), (column, used.any(0).nonzero())):
+            assert (places.min() + places.max() + 1) / 2 == (cell + 0.5) * 12
