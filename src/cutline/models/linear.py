@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 LARGE = 256
 """Rows from which on it pays."""
+PICTURES = 16
 
 
 def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,6 +22,8 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not slow or torch.compiler.is_compiling() or inputs.numel() < LARGE * inputs.shape[-1]:
         return F.linear(inputs, weight, bias)
     rows = inputs.reshape(-1, inputs.shape[-1])
-    picture = rows[None, :, None].permute(0, 3, 1, 2)  # (1, channels, rows, 1), as it lies in memory
-    product = F.conv2d(picture, weight[:, :, None, None], bias)
+    # Pictures (count, channels, rows, 1), as they lie in memory. On one thread, oneDNN gets only batches of 16 or more.
+    count = PICTURES if len(rows) % PICTURES == 0 else 1
+    pictures = rows.view(count, -1, 1, rows.shape[1]).permute(0, 3, 1, 2)
+    product = F.conv2d(pictures, weight[:, None, None].permute(0, 3, 1, 2), bias)
     return product.permute(0, 2, 3, 1).reshape(*inputs.shape[:-1], len(weight))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cutline.models.linear import linear
+from cutline.models.linear import PICTURES, linear
 
 PAD = 0
 BLOCK = 2**23
@@ -74,19 +74,19 @@ class _CrossEntropy(torch.autograd.Function):
         weight, bias = (p.detach().to(dtype).requires_grad_(learning) for p in (weight, bias))
         d_outputs: list[Tensor] = []
         d_head: list[Tensor] = []
-        blocks = max(1, -(-len(outputs) * len(weight) // BLOCK))
-        for rows, wanted in zip(outputs.tensor_split(blocks), targets[:, None].tensor_split(blocks)):
+        size = max(1, BLOCK // len(weight) // PICTURES) * PICTURES
+        for rows, wanted in zip(torch.split(outputs, size), torch.split(targets[:, None], size)):
             rows = rows.detach().to(dtype).requires_grad_(learning)
             with torch.autocast(device, enabled=False), torch.set_grad_enabled(learning):
                 scores = linear(rows, weight, bias)
-            logp = F.log_softmax(scores.detach(), -1, dtype=exact)
-            total -= (1 - smoothing) * logp.gather(1, wanted).sum()
-            if smoothing:
-                total -= smoothing / len(weight) * logp.sum()
+            chances = F.softmax(scores.detach(), -1, dtype=exact)
+            right = chances.gather(1, wanted).clamp(min=torch.finfo(exact).tiny).log()
+            total -= right.sum()
+            if smoothing:  # the mean of all words' log-probabilities, by way of the right one's
+                mean = scores.detach().mean(-1, True, dtype=exact) - scores.detach().gather(1, wanted) + right
+                total -= smoothing * (mean - right).sum()
             if learning:
-                d_scores = logp.exp_()
-                if smoothing:
-                    d_scores -= smoothing / len(weight)
+                d_scores = chances.sub_(smoothing / len(weight)) if smoothing else chances
                 d_scores.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=exact))
                 d_rows, *d_both = torch.autograd.grad(scores, (rows, weight, bias), d_scores.to(dtype))
                 d_outputs.append(d_rows.to(outputs.dtype))
