@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from cutline.models.linear import PICTURES, linear
 
 PAD = 0
-BLOCK = 2**23
-"""Scores held at a time while the loss is taken: 32 MB in fp32."""
+BLOCK = 2**24
+"""Scores held at a time while the loss is taken: 64 MB in fp32."""
 
 
 class Vocabulary(nn.Module):
