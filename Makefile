@@ -17,7 +17,7 @@ demo: $(VENV)/.train
 	$(BIN)/cutline demo --out $(DEMO)
 
 test: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow"

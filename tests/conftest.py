@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -70,13 +72,18 @@ def tiny_config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tiny_config: Path) -> Path:
-    """The run folder of a tiny captioner, trained by the real command line."""
-    output = tmp_path_factory.mktemp("runs")
-    done = cutline(
-        "train", "--preset", "scenes", "--config", tiny_config, "--data", scenes_folder, "--output", output
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return Path(done.stdout.splitlines()[-1])
+    """The run folder of a tiny captioner, trained by the real command line, once for all test processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        shared = shared.parent
+    output = shared / "tiny-runs"
+    with FileLock(shared / "tiny-runs.lock"):
+        if not (output / "done").exists():
+            data = shutil.copytree(scenes_folder, output / "scenes")
+            done = cutline("train", "--preset", "scenes", "--config", tiny_config, "--data", data, "--output", output)
+            assert done.returncode == 0, done.stderr
+            (output / "done").write_text(done.stdout.splitlines()[-1])
+    return Path((output / "done").read_text())
 
 
 @pytest.fixture(scope="session")

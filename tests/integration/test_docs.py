@@ -60,31 +60,41 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-@pytest.fixture
-def desk(tmp_path: Path, scenes_folder: Path, hub: Path) -> tuple[Path, dict[str, str]]:
-    """A folder to follow the docs in: photographs with captions, and a `cutline` on the path that trains little."""
-    photos = tmp_path / "photos"
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, hub: Path) -> tuple[Path, dict[str, str]]:
+    """A folder to follow the docs in: photographs with captions, a `cutline` on the path that trains little, a run."""
+    folder = tmp_path_factory.mktemp("desk")
+    photos = folder / "photos"
     photos.mkdir()
     rows = [json.loads(line) for line in (scenes_folder / "scenes.jsonl").read_text().splitlines()][:40]
     for number, row in enumerate(rows):
         shutil.copy(scenes_folder / row["image"], photos / f"{number}.png")
         (photos / f"{number}.txt").write_text("\n".join(row["captions"]["en"]), encoding="utf-8")
-    (tmp_path / "small.toml").write_text(SMALL)
-    bin = tmp_path / "bin"
+    bin = folder / "bin"
     bin.mkdir()
+    (bin / "small.toml").write_text(SMALL)
     wrapper = bin / "cutline"
     wrapper.write_text(
         "#!/bin/bash\n"
         'if [ "$1" = train ] && [[ " $* " != *" --config "* ]] && [[ " $* " != *" --resume "* ]]; then\n'
-        f'  set -- "$@" --config "{tmp_path}/small.toml"\n'
+        f'  set -- "$@" --config "{bin}/small.toml"\n'
         "fi\n"
         f'exec "{sys.executable}" -m cutline "$@"\n'
     )
     wrapper.chmod(0o755)
     environment = os.environ | {
         "PATH": f"{bin}:{os.environ['PATH']}", "HF_HOME": str(hub), "HF_HUB_OFFLINE": "1",
-        "CUTLINE_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "80",
+        "CUTLINE_CACHE": str(folder / "bin" / "cache"), "OMP_NUM_THREADS": "1", "COLUMNS": "80",
     }  # fmt: skip
+    shell("cutline train --preset scenes --data photos --quiet", folder, environment)
+    return folder, environment
+
+
+@pytest.fixture
+def desk(tmp_path: Path, trained: tuple[Path, dict[str, str]]) -> tuple[Path, dict[str, str]]:
+    folder, environment = trained
+    shutil.copytree(folder / "photos", tmp_path / "photos")
+    shutil.copytree(folder / "runs", tmp_path / "runs", symlinks=True)
     return tmp_path, environment
 
 
@@ -96,20 +106,10 @@ def shell(script: str, folder: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
 
-def prepared(page: Path) -> str:
-    """What a page takes for granted: a run, where it speaks of one, and its bundle where it speaks of that."""
-    text = "".join(blocks(page, "bash"))
-    if "runs/latest" in text and "cutline train" not in text:
-        return "cutline train --preset scenes --data photos --quiet\n"
-    return ""
-
-
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
 def test_commands_do_what_the_page_says(page: Path, desk: tuple[Path, dict[str, str]]) -> None:
     folder, environment = desk
-    if "small" in environment and not blocks(page, "bash"):
-        pytest.fail("a page without commands is not in this test")
-    shell(prepared(page) + "".join(blocks(page, "bash")), folder, environment)
+    shell("".join(blocks(page, "bash")), folder, environment)
     for code in blocks(page, "python"):
         (folder / "page.py").write_text(code, encoding="utf-8")
         shell(f"{sys.executable} page.py", folder, environment)

@@ -187,10 +187,6 @@ def test_export_verb(run_cutline, tiny_run: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "already there" in refused.stderr
     assert "Traceback" not in refused.stderr
-    packed = run_cutline("export", tiny_run, "--one-file", "--out", tmp_path / "m.cutline", "--check", 0, "--quiet")
-    assert packed.returncode == 0, packed.stderr
-    assert packed.stderr == ""
-    assert load(tmp_path / "m.cutline").languages == ("en", "de")
     absent = run_cutline("export", tmp_path / "none")
     assert absent.returncode == 2
     assert "not a run folder" in absent.stderr
