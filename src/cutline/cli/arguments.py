@@ -17,7 +17,7 @@ Task = tuple[Callable[[list[str]], int], str]
 def dispatch(verb: str, tasks: Mapping[str, Task], arguments: Sequence[str]) -> int:
     """Run the task of a verb that has several: `cutline data inspect …`."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"usage: cutline {verb} TASK …        cutline {verb} TASK --help shows what a task takes", ""]
+        lines = [f"usage: cutline {verb} TASK …   cutline {verb} TASK --help shows what a task takes", ""]
         print("\n".join([*lines, *(f"  {name:<9} {line}" for name, (_, line) in tasks.items())]))
         return 0
     name, *rest = arguments

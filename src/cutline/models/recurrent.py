@@ -73,7 +73,14 @@ class RecurrentDecoder(Decoder):
     def _whole_sentence(self, state: Tensors, words: Tensor) -> Tensor:
         """Words (B,N,T,E) to outputs (B,N,T,H), in one call."""
         first = tuple(part.flatten(0, 1).transpose(0, 1).contiguous() for part in state)
-        outputs: Tensor = self.rnn(words.flatten(0, 1), first if self.is_lstm else first[0])[0]
+        given = words.flatten(0, 1)
+        half = words.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+        if half and torch.get_autocast_dtype("cpu") is torch.float16:  # no CPU has a fused network in fp16
+            with torch.autocast("cpu", enabled=False):
+                given, first = given.float(), tuple(part.float() for part in first)
+                outputs: Tensor = self.rnn(given, first if self.is_lstm else first[0])[0]
+        else:
+            outputs = self.rnn(given, first if self.is_lstm else first[0])[0]
         return outputs.view(*words.shape[:3], -1)
 
     def _word_by_word(self, memory: Tensors, state: Tensors, words: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,78 @@
+"""The command line itself: verbs, help, completion, doctor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cutline import __version__
+from cutline.cli import VERBS
+from cutline.cli.completion import script
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_help_names_every_verb(run_cutline: Run) -> None:
+    done = run_cutline("--help")
+    assert done.returncode == 0
+    assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if line[:1] in "│╭╰")
+    assert run_cutline().stdout == done.stdout
+    assert run_cutline("--version").stdout == f"cutline {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_within_a_terminal(verb: str, run_cutline: Run) -> None:
+    done = run_cutline(verb, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: cutline " + verb)
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if line[:1] in "│╭╰")
+
+
+def test_an_unknown_verb_is_refused_with_the_nearest(run_cutline: Run) -> None:
+    done = run_cutline("captoin")
+    assert done.returncode == 2
+    assert "unknown verb 'captoin' (did you mean 'caption'?)" in done.stderr
+
+
+def complete(line: str, folder: Path) -> list[str]:
+    """What bash would offer after `line`."""
+    words = line.split(" ")
+    lines = [
+        script("bash"),
+        f"COMP_WORDS=({' '.join(word or chr(39) * 2 for word in words)}); COMP_CWORD={len(words) - 1}",
+        '_cutline; printf "%s\\n" "${COMPREPLY[@]}"',
+    ]
+    done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True, cwd=folder)
+    return done.stdout.split()
+
+
+def test_bash_completes_verbs_tasks_flags_and_files(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    assert complete("cutline ca", tmp_path) == ["caption"]
+    assert complete("cutline train --ep", tmp_path) == ["--epochs"]
+    assert complete("cutline data ins", tmp_path) == ["inspect"]
+    assert complete("cutline data inspect --check", tmp_path) == ["--check-pictures"]
+    assert complete("cutline caption pho", tmp_path) == ["photos"]
+
+
+def test_fish_and_zsh_get_the_same_words() -> None:
+    assert "complete -c cutline -n __fish_use_subcommand -a caption" in script("fish")
+    assert "-l check-pictures" in script("fish")
+    assert script("zsh").endswith(script("bash"))
+
+
+def test_doctor_tells_what_is_there(run_cutline: Run) -> None:
+    facts = json.loads(run_cutline("doctor", "--json").stdout)
+    import numpy
+
+    assert facts["cutline"] == __version__
+    assert facts["core"]["numpy"] == numpy.__version__
+    assert facts["extra 'train'"]["torch"]
+    shown = run_cutline("doctor").stdout
+    assert numpy.__version__ in shown
+    assert "GPU" in shown

@@ -1,0 +1,128 @@
+"""Batches: which captions a picture shows, what is changed at random, and that both depend on seed and place alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from cutline.config import PicturesConfig, WordsConfig
+from cutline.data.corpus import Sample
+from cutline.data.images import Transform
+from cutline.data.words import Words
+from cutline.engine.batches import Batch, Batches, Captions, PictureSource, pad
+
+COUNT, SIDE = 7, 16
+PLAIN = PicturesConfig()
+
+
+@pytest.fixture
+def samples(tmp_path: Path) -> list[Sample]:
+    """Pictures that are dark on the left and bright on the right, with five captions that say so."""
+    ramp = np.linspace(0, 255, SIDE).astype(np.uint8)
+    found = []
+    for number in range(COUNT):
+        pixels = np.stack([np.tile(ramp, (SIDE, 1))] * 3, -1)
+        pixels[..., 2] = number
+        path = tmp_path / f"{number}.png"
+        Image.fromarray(pixels).save(path)
+        texts = tuple(f"dark left bright right number {number} caption {n}" for n in range(5))
+        found.append(Sample(path.name, path, {"en": texts}))
+    return found
+
+
+@pytest.fixture
+def words(samples: list[Sample]) -> Words:
+    return Words.learn({"en": [text for s in samples for text in s.captions["en"]]}, WordsConfig(min_count=1))
+
+
+def batches(samples: list[Sample], words: Words, config: PicturesConfig, rows: int = 2, batch: int = 3) -> Batches:
+    captions = Captions(samples, words, ["en"], longest=40, mirror_too=config.augment_flip)
+    source = PictureSource(samples, Transform(size=SIDE), config)
+    return Batches(source, captions, config, seed=5, batch=batch, rows=rows)
+
+
+def texts(words: Words, batch: Batch) -> list[list[str]]:
+    return [[words.decode([i for i in row.tolist()[1:] if i > 1]) for row in rows] for rows in batch.tokens]
+
+
+def equal(one: Batch, other: Batch) -> bool:
+    return torch.equal(one.tokens, other.tokens) and all(map(torch.equal, one.inputs, other.inputs))
+
+
+def test_an_epoch_shows_every_picture_once_with_its_own_captions(samples: list[Sample], words: Words) -> None:
+    data = batches(samples, words, PLAIN)
+    seen = []
+    for batch in data.iterate(epoch=0, start=0, workers=0):
+        assert batch.inputs[0].dtype == torch.uint8
+        for picture, captions in zip(batch.inputs[0], texts(words, batch), strict=True):
+            number = int(picture[2, 0, 0])
+            seen.append(number)
+            assert all(f"number {number} caption" in caption for caption in captions)
+            assert len(set(captions)) == 2
+    assert sorted(seen) == list(range(COUNT))
+    assert len(data) == 3
+
+
+def test_all_captions_come_before_any_comes_again(samples: list[Sample], words: Words) -> None:
+    captions = Captions(samples, words, ["en"], longest=40, mirror_too=False)
+    for index in range(COUNT):
+        shown = [k for epoch in range(5) for k in captions.choose(5, epoch, index, 2)]
+        assert Counter(shown[:5]) == Counter(shown[5:]) == Counter(range(5))
+    assert captions.choose(5, 0, 0, 9) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_can_begin_anywhere(samples: list[Sample], words: Words, workers: int) -> None:
+    changing = PicturesConfig(augment_crop=0.5, augment_flip=True, augment_colour=0.3)
+    data = batches(samples, words, changing)
+    whole = list(data.iterate(epoch=3, start=0, workers=0))
+    part = list(batches(samples, words, changing).iterate(epoch=3, start=1, workers=workers))
+    assert len(part) == 2
+    assert all(map(equal, whole[1:], part))
+    other = list(data.iterate(epoch=4, start=0, workers=0))
+    assert not equal(whole[0], other[0])
+
+
+def test_a_mirrored_picture_says_the_other_side(samples: list[Sample], words: Words) -> None:
+    flips = 0
+    for epoch in range(4):
+        for batch in batches(samples, words, PicturesConfig(augment_flip=True)).iterate(epoch, 0, 0):
+            for picture, captions in zip(batch.inputs[0], texts(words, batch), strict=True):
+                turned = int(picture[0, 0, 0]) > int(picture[0, 0, -1])  # bright on the left
+                flips += turned
+                said = "dark right bright left" if turned else "dark left bright right"
+                assert all(caption.startswith(said) for caption in captions)
+    assert 0 < flips < 4 * COUNT
+
+
+def test_a_picture_with_captions_of_unknown_sides_is_not_mirrored(samples: list[Sample]) -> None:
+    foreign = [replace(sample, captions={"ja": ("左に犬",)}) for sample in samples]
+    words = Words.learn({"ja": ["左に犬"]}, WordsConfig(min_count=1))
+    config = PicturesConfig(augment_flip=True)
+    captions = Captions(foreign, words, ["ja"], longest=40, mirror_too=True)
+    data = Batches(PictureSource(foreign, Transform(size=SIDE), config), captions, config, seed=5, batch=7, rows=1)
+    for epoch in range(4):
+        for batch in data.iterate(epoch, 0, 0):
+            assert (batch.inputs[0][:, 0, 0, 0] < batch.inputs[0][:, 0, 0, -1]).all()
+
+
+def test_crops_and_colours_change_pictures_but_not_what_is_kept(samples: list[Sample], words: Words) -> None:
+    data = batches(samples, words, PicturesConfig(augment_crop=0.4, augment_colour=0.5), batch=COUNT)
+    (first,) = data.iterate(0, 0, 0)
+    (second,) = data.iterate(1, 0, 0)
+    (again,) = data.iterate(0, 0, 0)
+    assert equal(first, again)
+    assert not torch.equal(
+        first.inputs[0].float().mean((1, 2, 3)).sort()[0], second.inputs[0].float().mean((1, 2, 3)).sort()[0]
+    )
+
+
+def test_padding_is_nothing_but_padding() -> None:
+    padded = pad([[[3, 7, 8, 1], [3, 1]], [[3, 9, 1]]])
+    assert padded.tolist() == [[[3, 7, 8, 1], [3, 1, 0, 0]], [[3, 9, 1, 0], [0, 0, 0, 0]]]

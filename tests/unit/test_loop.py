@@ -1,0 +1,145 @@
+"""The loop: what a step is, when it stops, and what it keeps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutline import config as configuration
+from cutline.config import Config
+from cutline.engine import checkpoint, run, weights
+from cutline.engine.loop import Trainer, train
+from cutline.engine.task import Validation
+from cutline.errors import ConfigError, ModelError
+
+SETTINGS = {
+    "threads": 1,
+    "data": {"languages": ["en"]},
+    "words": {"min_count": 1},
+    "pictures": {"size": 48},
+    "decoder": {"hidden": 16, "dropout": 0.0},
+    "training": {"epochs": 2, "batch": 8, "captions": 2, "rate": 3e-3, "warmup": 0, "schedule": "constant"},
+    "search": {"beam": 1, "max_length": 10},
+}
+
+
+@pytest.fixture
+def config(scenes_folder: Path, tmp_path: Path) -> Config:
+    base = configuration.from_dict(SETTINGS)
+    return replace(base, data=replace(base.data, path=str(scenes_folder)), output=str(tmp_path))
+
+
+def trainer_of(config: Config, **training: object) -> Trainer:
+    config = replace(config, training=replace(config.training, **training))  # type: ignore[arg-type]
+    prepared = run.prepare(config, quiet=True)
+    return run.trainer(prepared, run.create(prepared))
+
+
+def gradients(trainer: Trainer, batches: int) -> list[torch.Tensor]:
+    group = [batch for _, batch in zip(range(batches), trainer.batches.iterate(0, 0, 0), strict=False)]
+    trainer.step(group)
+    return [p.grad.clone() for p in trainer.parameters if p.grad is not None]
+
+
+@pytest.mark.parametrize("attention_weight", [0.0, 0.5])
+def test_accumulated_batches_are_one_large_batch(config: Config, attention_weight: float) -> None:
+    # Batch norm sees only its own batch, whatever is accumulated; so the encoder stays as it is here.
+    frozen = replace(config, encoder=replace(config.encoder, train="nothing"))
+    frozen = replace(frozen, training=replace(frozen.training, attention_weight=attention_weight, features=False))
+    large = gradients(trainer_of(frozen, batch=16), 1)
+    small = gradients(trainer_of(frozen, batch=4, accumulate=4), 4)
+    assert len(large) == len(small) > 5
+    for one, other in zip(large, small, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_are_clipped(config: Config) -> None:
+    total = torch.stack([g.square().sum() for g in gradients(trainer_of(config, clip=0.01), 1)]).sum().sqrt()
+    assert total == pytest.approx(0.01, rel=0.01)
+
+
+def test_training_stops_when_it_gets_no_better(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(config, epochs=9, patience=2, schedule="plateau", drop=0.5)
+    scores = iter([10.0, 30.0, 20.0, 29.0, 99.0])
+    monkeypatch.setattr(Validation, "metric", lambda self, name: next(scores))
+    at = train(trainer, quiet=True)
+    steps = trainer.steps_per_epoch
+    assert (at.epoch, at.best, at.best_step, at.bad, at.drops) == (4, 30.0, 2 * steps, 2, 2)
+    log = [json.loads(line) for line in (trainer.run / "events.jsonl").read_text().splitlines()]
+    rates = [event["rate"] for event in log if event["kind"] == "step"]
+    assert rates[-1] == pytest.approx(3e-3 * 0.5)  # the second plateau would show in the epoch that did not come
+    kept = [step for step, _ in checkpoint.candidates(trainer.run / "checkpoints")]
+    assert kept == [4 * steps, 3 * steps, 2 * steps]  # the two newest and the best
+
+
+def test_the_best_weights_are_loaded_not_the_last(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(config, epochs=3, ema=0.5)
+    scores = iter([10.0, 30.0, 20.0])
+    monkeypatch.setattr(Validation, "metric", lambda self, name: next(scores))
+    train(trainer, quiet=True)
+    best = run.load_captioner(trainer.run)[0]
+    chosen = run.load_captioner(trainer.run, step=2 * trainer.steps_per_epoch)[0]
+    last = run.load_captioner(trainer.run, step=3 * trainer.steps_per_epoch)[0]
+    for name, value in weights.learned(best).items():
+        assert torch.equal(value, weights.learned(chosen)[name])
+    assert any(not torch.equal(v, weights.learned(last)[name]) for name, v in weights.learned(best).items())
+    with pytest.raises(ModelError, match="no valid checkpoint of step 5"):
+        run.load_captioner(trainer.run, step=5)
+
+
+def test_the_average_is_what_is_loaded(config: Config) -> None:
+    trainer = trainer_of(config, epochs=1, ema=0.9)
+    train(trainer, quiet=True)
+    assert trainer.average is not None
+    loaded = weights.learned(run.load_captioner(trainer.run)[0])
+    assert all(torch.equal(loaded[name], value) for name, value in trainer.average.mean.items())
+    raw = weights.learned(trainer.task.model)
+    assert any(not torch.equal(loaded[name], raw[name]) for name in trainer.average.mean)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_lower_precision_learns_as_well(config: Config, precision: str) -> None:
+    trainer = trainer_of(config, precision=precision)
+    batches = list(trainer.batches.iterate(0, 0, 0))
+    losses = [trainer.step([batches[0]])["loss"] for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_a_loss_that_is_no_number_is_named(config: Config) -> None:
+    trainer = trainer_of(config)
+    with torch.no_grad():
+        trainer.task.model.decoder.vocabulary.bias[5] = float("nan")
+    with pytest.raises(ModelError, match="the loss became nan at step 1"):
+        train(trainer, quiet=True)
+
+
+def test_a_part_of_the_encoder_learns_at_its_own_rate(config: Config) -> None:
+    own = replace(config, encoder=replace(config.encoder, train="stage3", rate=1e-5))
+    prepared = run.prepare(own, quiet=True)
+    groups = weights.parameter_groups(prepared.model, own)
+    stages = prepared.model.encoder.stages()
+    late = {id(p) for stage in stages[3:] for p in stage}
+    slow = {id(p) for group in groups if group["lr"] == 1e-5 for p in group["params"]}
+    assert slow == late
+    assert not any(p.requires_grad for stage in stages[:3] for p in stage)
+    assert all(group["weight_decay"] == 0 for group in groups if group["params"][0].ndim == 1)
+
+
+def test_vectors_of_another_width_are_refused(config: Config, tmp_path: Path) -> None:
+    vectors = tmp_path / "glove.txt"
+    vectors.write_text("red 1 2 3\nsmall 4 5 6\n")
+    given = replace(config, words=replace(config.words, embeddings=str(vectors)))
+    assert run.prepare(given, quiet=True).config.decoder.embed == 3
+    with pytest.raises(ConfigError, match=r"have 3 numbers, decoder\.embed is 8"):
+        run.prepare(replace(given, decoder=replace(config.decoder, embed=8)), quiet=True)
+
+
+def test_runs_never_overwrite_each_other(config: Config, tmp_path: Path) -> None:
+    prepared = run.prepare(config, quiet=True)
+    one, two = run.create(prepared), run.create(prepared)
+    assert one != two
+    assert (tmp_path / "latest").resolve() == two.resolve()
