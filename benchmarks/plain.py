@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cutline.models.attention import Regions
 from cutline.models.recurrent import RecurrentDecoder
 
 
@@ -48,6 +49,11 @@ class PlainRecurrent(nn.Module):
     def is_lstm(self) -> bool:
         return isinstance(self.decoder.rnn, nn.LSTM)
 
+    @staticmethod
+    def regions(part: Regions, grid: Tensor) -> Tensor:
+        """Projected as tutorials do, by the layer itself and not by the faster product of `models.linear`."""
+        return part.project(grid) + part.places
+
     def word(self, grid: Tensor, token: Tensor, hidden: list[list[Tensor]]) -> tuple[Tensor, Tensor]:
         """Output and attention for one token (B,); `hidden` is brought up to date in place."""
         decoder = self.decoder
@@ -55,7 +61,7 @@ class PlainRecurrent(nn.Module):
         weights = grid.new_zeros(len(grid), 0)
         if decoder.before is not None:
             query = decoder.before.query(hidden[0][-1])
-            weights = torch.softmax(torch.tanh(decoder.keys(grid) + query.unsqueeze(1)) @ decoder.before.energy, dim=1)
+            weights = torch.softmax(torch.tanh(self.regions(decoder.keys, grid) + query.unsqueeze(1)) @ decoder.before.energy, dim=1)
             # The context of raw regions, projected: what the fast form has the other way round.
             seen = torch.bmm(weights.unsqueeze(1), grid).squeeze(1)
             context = decoder.values.project(seen) + weights @ decoder.values.places
@@ -67,7 +73,7 @@ class PlainRecurrent(nn.Module):
                 x = cell(x, hidden[0][layer])
             hidden[0][layer] = x
         if decoder.after is not None:
-            regions = decoder.values(grid)
+            regions = self.regions(decoder.values, grid)
             scores = torch.bmm(regions, decoder.after.query(x).unsqueeze(2)).squeeze(2) / x.shape[1] ** 0.5
             weights = torch.softmax(scores, dim=1)
             x = torch.tanh(decoder.combine(x) + torch.bmm(weights.unsqueeze(1), regions).squeeze(1))
