@@ -61,7 +61,8 @@ class PlainRecurrent(nn.Module):
         weights = grid.new_zeros(len(grid), 0)
         if decoder.before is not None:
             query = decoder.before.query(hidden[0][-1])
-            weights = torch.softmax(torch.tanh(self.regions(decoder.keys, grid) + query.unsqueeze(1)) @ decoder.before.energy, dim=1)
+            keys = self.regions(decoder.keys, grid)
+            weights = torch.softmax(torch.tanh(keys + query.unsqueeze(1)) @ decoder.before.energy, dim=1)
             # The context of raw regions, projected: what the fast form has the other way round.
             seen = torch.bmm(weights.unsqueeze(1), grid).squeeze(1)
             context = decoder.values.project(seen) + weights @ decoder.values.places

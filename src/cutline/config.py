@@ -68,7 +68,7 @@ class WordsConfig:
 class EncoderConfig:
     name: str = "small"
     """"small" (our own, learns from scratch), vgg16, resnet50, inception_v3, densenet121, mobilenetv2_100,
-    or any other timm model."""
+    or any other timm model; with arguments for timm, where weights need them: NAME:key=value,key=value."""
     weights: str = "auto"
     """"auto" (none for "small", else the hub), "hub", "none" (random, said out loud), or a local file."""
     train: str = "auto"
