@@ -58,7 +58,7 @@ def main(arguments: list[str]) -> int:
     show({lang: each.scores for lang, each in finished.judged.items()})
     for line in guesses(prepared.corpus):
         print(line)
-    print(f"attention:{'':<41}{finished.looks}")
+    print(finished.looks)
     print(f"\ndone in {duration(time.monotonic() - started)}")
     print(f"look:     {folder / 'report.html'}")
     print(f"try:      cutline caption {next(iter(prepared.corpus.split('test'))).image} --model {folder / 'bundle'}")

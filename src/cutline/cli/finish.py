@@ -106,10 +106,13 @@ def _looks(samples: Sequence[Sample], judged: dict[str, Judged]) -> str:
     if not (folder / ROWS).exists() or next(iter(found.values())).attention is None:
         return ""
     objects = objects_of(folder)
-    return "; ".join(
-        f"{lang}: {focus([(caption, objects[id]) for id, caption in each.captions.items()], lang)}"
+    told = {
+        lang: str(focus([(caption, objects[id]) for id, caption in each.captions.items()], lang))
         for lang, each in judged.items()
-    )
+    }
+    if len(told) == 1:
+        return next(iter(told.values()))
+    return "; ".join(f"{lang}: {sentence}" for lang, sentence in told.items())
 
 
 def write_page(
@@ -141,10 +144,10 @@ def write_page(
     }
     return write_report(
         run / "report.html",
-        title=f"{config.name}: {run.resolve().name}",
+        title=run.resolve().name,
         facts=facts,
         scores={lang: each.scores for lang, each in judged.items()},
         curves=read(run / "events.jsonl"),
         examples=shown,
-        notes=[looks] if looks else [],
+        notes=[f"{looks}."] if looks else [],
     )
