@@ -79,7 +79,7 @@ def _lines(what: str, total: int, unit: str, done: int) -> Advance:
         count += more
         now = time.monotonic()
         finished = done + count >= total
-        if now - shown < LINE_SECONDS and not finished:
+        if now - shown < LINE_SECONDS and not (finished and more):
             return
         shown = now
         took = now - start

@@ -85,8 +85,9 @@ def test_events_are_appended_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
     log = events.Events(path, seen.append)
     log.write("step", 1, loss=2.5)
     size = log.size
-    log.write("step", 2, loss=2.0)
+    log.write("step", 2, loss=2.0, norm=float("inf"))
     log.close()
+    assert json.loads(path.read_text().splitlines()[1], parse_constant=pytest.fail)["norm"] is None
     with path.open("a") as file:
         file.write('{"kind": "step", "step": 3, "lo')
     assert [event["step"] for event in events.read(path)] == [1, 2]

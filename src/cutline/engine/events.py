@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -28,7 +29,9 @@ class Events:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, kind: str, step: int, **values: Any) -> None:
-        event = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+        # JSON has no infinity, which a gradient's norm may be in fp16.
+        whole = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        event = {"kind": kind, "step": step, "time": round(time.time(), 3), **whole}
         self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
         self._file.flush()
         for sink in self.sinks:

@@ -100,7 +100,7 @@ class Trainer:
         while group := list(islice(batches, self.config.accumulate)):
             yield group
 
-    def validate(self, advance: Advance) -> Validation:
+    def validate(self, advance: Callable[[int], None]) -> Validation:
         with self.average.in_place() if self.average else nullcontext():
             return self.task.validate(self.config.batch, self.device, advance)
 
@@ -162,7 +162,7 @@ def train(trainer: Trainer, *sinks: Sink, quiet: bool = False) -> Progress:
                     trainer.save(events)
             at.epoch, at.batch = at.epoch + 1, 0
             if at.epoch % config.validate_every == 0 or at.epoch == config.epochs:
-                _validate(trainer, events, quiet)
+                _validate(trainer, events, advance, quiet)
             trainer.save(events)
     return at
 
@@ -175,9 +175,15 @@ def _check_finite(loss: float, trainer: Trainer) -> None:
         )
 
 
-def _validate(trainer: Trainer, events: Events, quiet: bool) -> None:
-    started = time.perf_counter()
-    validation = trainer.validate(lambda count=1, note="": None)
+def _validate(trainer: Trainer, events: Events, advance: Advance, quiet: bool) -> None:
+    started, done = time.perf_counter(), 0
+
+    def note(count: int) -> None:
+        nonlocal done
+        done += count
+        advance(0, note=f"validating: {done} captions")
+
+    validation = trainer.validate(note)
     better = trainer.judge(validation)
     at = trainer.at
     events.write("validation", at.step, epoch=at.epoch, best=better, **validation.to_dict())

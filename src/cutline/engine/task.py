@@ -68,7 +68,7 @@ class CaptioningTask:
             loss = loss + training.attention_weight * share * penalty
         return loss, float(nats.detach())
 
-    def validate(self, batch: int, device: torch.device, advance: Callable[..., None]) -> Validation:
+    def validate(self, batch: int, device: torch.device, advance: Callable[[int], None]) -> Validation:
         """Caption the validation pictures freely, once in each language, and score what comes out."""
         scores, captions = {}, {}
         for lang in self.words.languages:
