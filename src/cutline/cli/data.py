@@ -148,7 +148,8 @@ def _show(found: Inspection, console: Console, everything: bool) -> None:
     if found.copies:
         count = sum(len(group) - 1 for group in found.copies)
         example = " = ".join(f"{path.parent.name}/{path.name}" for path in found.copies[0][:2])
-        console.print(f"{count:,} of the files are copies of others, such as\n  {escape(example)}", overflow="fold")
+        what = "1 file is a copy of another" if count == 1 else f"{count:,} files are copies of others"
+        console.print(f"{what}, such as\n  {escape(example)}", overflow="fold")
     else:
         console.print("no file is a copy of another")
     if found.decoded:
