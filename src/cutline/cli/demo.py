@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import shutil
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -61,8 +63,18 @@ def main(arguments: list[str]) -> int:
     print(finished.looks)
     print(f"\ndone in {duration(time.monotonic() - started)}")
     print(f"look:     {folder / 'report.html'}")
-    print(f"try:      cutline caption {next(iter(prepared.corpus.split('test'))).image} --model {folder / 'bundle'}")
+    picture = prepared.corpus.split("test")[0].image
+    print(f"try:      {own_name()} caption {picture} --model {folder / 'bundle'}")
     return 0
+
+
+def own_name() -> str:
+    """How this program can be called from here: by its name only where the shell would find it."""
+    program = Path(sys.argv[0])
+    if program.name != "cutline":
+        return f"{sys.executable} -m cutline"
+    found = shutil.which("cutline")
+    return "cutline" if found and Path(found).resolve() == program.resolve() else str(program)
 
 
 def configure(given: Demo) -> Config:
