@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,12 +39,13 @@ def card(run: Path, config: Config) -> dict[str, Any]:
     """What a model card says of how the model came about and how good it was on validation."""
     from cutline.engine.events import read
 
+    decoder = config.decoder
     facts: dict[str, Any] = {
         "Made from": {
             "run": run.resolve().name,
-            "data": config.data.path,
+            "data": Path(config.data.path).name,
             "encoder": config.encoder.name,
-            **asdict(config.decoder),
+            "decoder": f"{decoder.kind}, attention {decoder.attention}, width {decoder.hidden}",
         }
     }
     validations = [event for event in read(run / "events.jsonl") if event["kind"] == "validation"]
@@ -53,6 +54,10 @@ def card(run: Path, config: Config) -> dict[str, Any]:
         facts["Validation scores (0 to 100)"] = {
             key: value for key, value in best.items() if key.endswith(("_bleu_4", "_cider", "_rouge_l"))
         }
+    facts["Limits"] = (
+        "It knows what its training pictures showed and no more, and is sure of itself all the same: of other pictures it "
+        "may say what is not there. It says of people what its captions said of them. Let a person read what matters."
+    )
     return facts
 
 
