@@ -55,8 +55,8 @@ def card(run: Path, config: Config) -> dict[str, Any]:
             key: value for key, value in best.items() if key.endswith(("_bleu_4", "_cider", "_rouge_l"))
         }
     facts["Limits"] = (
-        "It knows what its training pictures showed and no more, and is sure of itself all the same: of other pictures it "
-        "may say what is not there. It says of people what its captions said of them. Let a person read what matters."
+        "It knows what its training pictures showed and no more, and is sure of itself all the same: of other pictures "
+        "it may say what is not there. It says of people what its captions said of them. Let a person read what matters."
     )
     return facts
 
