@@ -56,7 +56,7 @@ def card(run: Path, config: Config) -> dict[str, Any]:
         }
     facts["Limits"] = (
         "It knows what its training pictures showed and no more, and is sure of itself all the same: of other pictures "
-        "it may say what is not there. It says of people what its captions said of them. Let a person read what matters."
+        "it may say what is not there. It says of people what its captions said. Let a person read what matters."
     )
     return facts
 
