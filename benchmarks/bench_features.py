@@ -26,7 +26,7 @@ from cutline.models.encoders import build_encoder
 ENCODERS = {"resnet50": "ResNet50", "densenet121": "DenseNet121", "inception_v3": "InceptionV3", "vgg16": "VGG16"}
 BATCH = 8
 STORED = 1500
-PHOTOGRAPHS = 2048
+PHOTOGRAPHS = 7000
 
 
 def rows() -> Iterable[Row]:
