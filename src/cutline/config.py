@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import tomllib
 import types
 from dataclasses import dataclass, field
@@ -200,6 +201,23 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
 
 
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("data.val_share", "data.test_share", "pictures.augment_colour", "training.ema"), (0, 1)),
+    **dict.fromkeys(("training.label_smoothing", "training.scheduled_sampling", "decoder.dropout"), (0, 1)),
+    **dict.fromkeys(("data.limit", "pictures.size", "decoder.embed", "encoder.rate", "threads"), (0, math.inf)),
+    **dict.fromkeys(("training.rate", "training.weight_decay", "training.warmup", "training.clip"), (0, math.inf)),
+    **dict.fromkeys(("training.patience", "training.save_steps", "training.validate_limit"), (0, math.inf)),
+    **dict.fromkeys(("training.workers", "training.attention_weight", "training.keep"), (0, math.inf)),
+    **dict.fromkeys(("data.scenes", "words.min_count", "words.max_size", "words.max_length"), (1, math.inf)),
+    **dict.fromkeys(("decoder.hidden", "decoder.layers", "decoder.heads", "training.epochs"), (1, math.inf)),
+    **dict.fromkeys(("training.batch", "training.captions", "training.accumulate"), (1, math.inf)),
+    **dict.fromkeys(("training.validate_every", "training.step_epochs"), (1, math.inf)),
+    "pictures.augment_crop": (0.01, 1),
+    "training.drop": (0, 1),
+}
+"""Smallest and largest value of numbers that could not mean anything else. Search checks its own."""
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Plain tables and lists, for TOML and JSON."""
 
@@ -267,8 +285,16 @@ def _check(value: Any, kind: Any, name: str) -> Any:
     elif origin in (Union, types.UnionType):
         return value
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return float(_within(value, name))
     elif type(value) is kind:
-        return value
+        return _within(value, name) if kind is int else value
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     raise ConfigError(f"'{name}' is {value!r}", expected=words.get(kind, "a list"))
+
+
+def _within(value: float, name: str) -> float:
+    low, high = _RANGES.get(name, (-math.inf, math.inf))
+    if low <= value <= high:  # not a number is in no range
+        return value
+    bounds = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+    raise ConfigError(f"'{name}' is {value}", expected=bounds)

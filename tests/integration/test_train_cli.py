@@ -114,6 +114,7 @@ def test_resume_refuses_other_data(tmp_path: Path, tiny_run: Path, run_cutline: 
         (["--decoder", "lsmt"], "lstm"),
         (["--preset", "scenes", "--device", "cuda:77"], "device 'cuda:77' is not there"),
         (["--config", "none.toml"], "no config file none.toml"),
+        (["--batch", "0"], "'training.batch' is 0"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], says: str, tmp_path: Path, run_cutline: Run) -> None:
@@ -131,6 +132,13 @@ def test_without_a_valid_checkpoint_each_is_named(tmp_path: Path, tiny_run: Path
     refused = run_cutline("train", "--resume", run)
     assert refused.returncode == 2
     assert refused.stderr.count("state.json has 5 bytes") == len(list((run / "checkpoints").iterdir()))
+
+
+def test_a_flag_of_nought_is_a_value(tmp_path: Path, run_cutline: Run) -> None:
+    file = tmp_path / "seeded.toml"
+    file.write_text("seed = 5\n[training]\npatience = 3\n")
+    shown = run_cutline("train", "--config", file, "--seed", 0, "--patience", 0, "--print-config").stdout
+    assert (tomllib.loads(shown)["seed"], tomllib.loads(shown)["training"]["patience"]) == (0, 0)
 
 
 def test_print_config_can_be_read_back(tmp_path: Path, run_cutline: Run) -> None:

@@ -40,6 +40,9 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("decoder = 'lstm'", "'decoder' is a table of settings"),
         ("[data]\nlanguages = 'de'", "'data.languages' is 'de'"),
         ("[data]\nlanguages = [1]", "'data.languages' is 1"),
+        ("[training]\nbatch = 0", "'training.batch' is 0\nexpected: at least 1"),
+        ("[training]\nrate = nan", "'training.rate' is nan"),
+        ("[decoder]\ndropout = 1.5", "'decoder.dropout' is 1.5\nexpected: 0 to 1"),
         ("seed = = 1", "is not TOML"),
     ],
 )
@@ -55,3 +58,12 @@ def test_what_is_wrong_is_named(text: str, says: str, tmp_path: Path) -> None:
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no config file"):
         config.load(tmp_path / "none.toml")
+
+
+def test_every_range_is_of_a_setting() -> None:
+    for name, (low, high) in config._RANGES.items():
+        owner: object = Config()
+        *sections, key = name.split(".")
+        for section in sections:
+            owner = getattr(owner, section)
+        assert low <= getattr(owner, key) <= high, name

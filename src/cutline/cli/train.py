@@ -97,7 +97,7 @@ def resolve(given: Any) -> Config:
         value = getattr(given, flag)
         if flag == "languages" and value is not None:
             value = [lang.strip() for lang in value.split(",")]
-        if value not in (None, False):
+        if value is not None and value is not False:  # 0 is a value
             *sections, key = setting.split(".")
             table = tables
             for section in sections:

@@ -100,7 +100,7 @@ class Words:
             pieces, merges = often[:room], []
         if not pieces:
             what = f"no word is seen {config.min_count} times in the {len(texts)} captions"
-            raise DataError(what, fix="a smaller words.min_count")
+            raise DataError(what, fix="a smaller words.min_count in the config file")
         return cls(config.kind, languages, config.lowercase, (*special, *pieces), tuple(merges))
 
     # Numbers to text: the standard library alone
