@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cutline.errors import ModelError
 
-WAYS_OUT = 'give a file with encoder.weights, or learn without: encoder.weights = "none", or encoder.name = "small"'
+WAYS_OUT = 'name a file (--weights FILE), or learn from scratch (--weights "none", or --encoder "small")'
 
 
 def load_weights(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
