@@ -76,3 +76,16 @@ def test_doctor_tells_what_is_there(run_cutline: Run) -> None:
     shown = run_cutline("doctor").stdout
     assert numpy.__version__ in shown
     assert "GPU" in shown
+
+
+def test_doctor_names_the_extras_that_are_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cutline.cli import doctor
+
+    monkeypatch.setattr(doctor, "version", lambda package: None if package == "openvino" else "1.0")
+    monkeypatch.setenv("COLUMNS", "80")
+    assert doctor.main([]) == 0
+    shown = capsys.readouterr().out
+    assert "pip install 'cutline[openvino]'" in shown
+    assert "cutline[train]" not in shown

@@ -20,6 +20,7 @@ EXTRAS = {
     "train": ("torch", "torchvision", "timm", "safetensors", "tokenizers", "onnx", "onnxscript", "xxhash"),
     "openvino": ("openvino",),
     "tensorboard": ("tensorboard",),
+    "heic": ("pillow-heif",),
 }
 
 
@@ -49,7 +50,7 @@ def main(arguments: list[str]) -> int:
                 table.add_row(f"  {part}" if name else part, str(version or "not installed"))
         else:
             table.add_row(name, str(value))
-    Console().print(table)
+    Console(markup=False, highlight=False).print(table)  # the brackets of cutline[train] are no markup
     return 0
 
 
