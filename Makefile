@@ -7,7 +7,7 @@ DEMO ?= demo
 .PHONY: help demo test test-all check format bench clean
 
 help:
-	@echo "make demo      draw scenes, train a captioner on them, caption unseen ones, open demo/report.html"
+	@echo "make demo      draw scenes, train a captioner on them, caption unseen ones, leave a page to open"
 	@echo "make test      the tests (a few minutes)"
 	@echo "make test-all  the long ones too (training to a score, fresh environments)"
 	@echo "make check     lint, format and types"
