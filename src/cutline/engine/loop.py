@@ -185,6 +185,7 @@ def _validate(trainer: Trainer, events: Events, advance: Advance, quiet: bool) -
 
     validation = trainer.validate(note)
     better = trainer.judge(validation)
+    advance(0, note=f"best {trainer.config.metric} {trainer.at.best:.1f}")
     at = trainer.at
     events.write("validation", at.step, epoch=at.epoch, best=better, **validation.to_dict())
     shown = ", ".join(
