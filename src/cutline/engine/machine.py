@@ -1,0 +1,253 @@
+"""What the machine has left: memory (the container's limit as well), disk, processors, GPUs.
+
+Memory is the tighter of two: what the machine has, and what the process's control groups allow. A container, a batch
+system or a systemd unit sets the second, and it is the one that ends a run with no word but SIGKILL.
+
+Functions that read control groups take the root of the file system, below which they find `/proc` and `/sys`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import Any
+
+import psutil
+
+ROOT = Path("/")
+NO_LIMIT = 2**60
+"""Version 1 of control groups writes "no limit" as a number of about this size or above."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    index: int
+    """As PyTorch counts them: only those that `CUDA_VISIBLE_DEVICES` shows."""
+    name: str
+    use: float | None
+    """Share of the time that it computes; like the rest, None where the driver does not tell."""
+    memory_used: int | None
+    memory_total: int | None
+    celsius: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One look at the machine; sizes in bytes, shares from 0 to 1."""
+
+    memory_used: int
+    memory_total: int
+    limit: int
+    """Memory that the control group with the least room may use; 0 where no group has a limit."""
+    limit_used: int
+    process_memory: int
+    """Of this process and its children; what several of them share counts in each."""
+    disk_free: int
+    disk_total: int
+    cpu: float
+    """Share of all processors in use since the last look of this thread."""
+    gpus: tuple[Gpu, ...]
+
+
+def sample(run: Path, root: Path = ROOT) -> Sample:
+    """The machine now, with the disk that the run folder is on."""
+    memory, disk = psutil.virtual_memory(), shutil.disk_usage(run)
+    group = min(_groups(root), key=lambda each: each.left, default=Group(0, 0))
+    return Sample(
+        memory_used=memory.total - memory.available,
+        memory_total=memory.total,
+        limit=group.limit,
+        limit_used=group.used,
+        process_memory=_process_memory(),
+        disk_free=disk.free,
+        disk_total=disk.total,
+        cpu=psutil.cpu_percent() / 100,
+        gpus=tuple(_gpus()),
+    )
+
+
+def memory_limit(root: Path = ROOT) -> int:
+    """Bytes that this process could ever have: the machine's memory or, where it is less, what its groups allow."""
+    return min([int(psutil.virtual_memory().total), *(group.limit for group in _groups(root))])
+
+
+def memory_available(root: Path = ROOT) -> int:
+    """Bytes that this process can still take before the machine or one of its groups runs out."""
+    return max(0, min([int(psutil.virtual_memory().available), *(group.left for group in _groups(root))]))
+
+
+def oom_kills(root: Path = ROOT) -> int:
+    """How many processes of this control group the kernel has ended for want of memory.
+
+    The kernel counts a victim in its own group, whichever limit was hit, its parent's or the machine's; the parent's
+    count would add what befell its other children. Where groups do not count, the whole machine's count stands in.
+    """
+    for folder in _folders(root):
+        for name in ("memory.events", "memory.oom_control"):  # of version 2, of version 1
+            counts = _table(folder / name)
+            if "oom_kill" in counts:
+                return counts["oom_kill"]
+    return _table(root / "proc/vmstat").get("oom_kill", 0)
+
+
+@dataclass(frozen=True)
+class Group:
+    limit: int
+    used: int
+
+    @property
+    def left(self) -> int:
+        return self.limit - self.used
+
+
+def _groups(root: Path) -> list[Group]:
+    """The process's control group and those above it, as far as they limit memory.
+
+    In use is all but the pages of files that nobody has lately asked for: the kernel gives those up before it kills.
+    """
+    found = []
+    for folder in _folders(root):
+        for maximum, current, idle in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            limit, used = _number(folder / maximum), _number(folder / current)
+            if limit is not None and used is not None and limit < NO_LIMIT:
+                found.append(Group(limit, max(0, used - _table(folder / "memory.stat").get(idle, 0))))
+    return found
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    """The folders of the groups that may limit this process's memory, its own first."""
+    own = {}
+    for line in _lines(root / "proc/self/cgroup"):
+        _, _, rest = line.partition(":")
+        controllers, _, name = rest.partition(":")
+        if not controllers or "memory" in controllers.split(","):
+            own["cgroup" if controllers else "cgroup2"] = name
+    for kind, mounted, at in _mounts(root):
+        if kind not in own:
+            continue
+        path = PurePosixPath(own.pop(kind))
+        # A container sees its own group as the top of the tree, but may be told the path it has outside.
+        inside = path.relative_to(mounted) if path.is_relative_to(mounted) and ".." not in path.parts else ""
+        top = root / at.lstrip("/")
+        folder = top / inside
+        yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top))
+
+
+def _mounts(root: Path) -> Iterator[tuple[str, str, str]]:
+    """Of each tree of control groups with a say on memory: its kind, the group at its top, and where it is mounted."""
+    for line in _lines(root / "proc/self/mountinfo"):
+        left, _, right = line.partition(" - ")
+        fields, tail = left.split(), right.split()
+        if len(fields) < 5 or len(tail) < 3:
+            continue
+        if tail[0] == "cgroup2" or (tail[0] == "cgroup" and "memory" in tail[2].split(",")):
+            yield tail[0], _unescape(fields[3]), _unescape(fields[4])
+
+
+def _unescape(path: str) -> str:
+    return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), path)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # another system, or a group that has no such file
+        return []
+
+
+def _number(path: Path) -> int | None:
+    text = "".join(_lines(path))
+    return int(text) if text.isdecimal() else None
+
+
+def _table(path: Path) -> dict[str, int]:
+    """Lines of `name number`."""
+    pairs = (line.split() for line in _lines(path))
+    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
+
+
+def _process_memory() -> int:
+    own = psutil.Process()
+    total = 0
+    for process in (own, *own.children(recursive=True)):
+        try:
+            total += process.memory_info().rss
+        except psutil.Error:  # a child that has just ended
+            continue
+    return total
+
+
+def _gpus() -> Iterator[Gpu]:
+    nvml = _nvml()
+    if nvml is None:
+        return
+    handles = {}
+    for number in range(_told(nvml.nvmlDeviceGetCount) or 0):
+        handle = _told(nvml.nvmlDeviceGetHandleByIndex, number)
+        if handle is not None:  # one that has failed is left out
+            handles[_told(nvml.nvmlDeviceGetUUID, handle) or str(number)] = handle
+    for index, uuid in enumerate(visible(list(handles), os.environ.get("CUDA_VISIBLE_DEVICES"))):
+        handle = handles.get(uuid) or _told(nvml.nvmlDeviceGetHandleByUUID, uuid)
+        if handle is None:
+            continue
+        use, memory = _told(nvml.nvmlDeviceGetUtilizationRates, handle), _told(nvml.nvmlDeviceGetMemoryInfo, handle)
+        yield Gpu(
+            index=index,
+            name=str(_told(nvml.nvmlDeviceGetName, handle) or "GPU"),
+            use=use.gpu / 100 if use is not None else None,
+            memory_used=memory.used if memory is not None else None,
+            memory_total=memory.total if memory is not None else None,
+            celsius=_told(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+        )
+
+
+def visible(uuids: list[str], setting: str | None) -> list[str]:
+    """The GPUs, in the order that CUDA numbers them under `CUDA_VISIBLE_DEVICES`, by their UUIDs.
+
+    Numbers count in the order of the bus, which is also CUDA's own where all GPUs are of one model. As with CUDA, what
+    names no GPU ends the list. A slice of a GPU (`MIG-…`) is not among `uuids` and is passed on as it is.
+    """
+    if setting is None:
+        return uuids
+    chosen: list[str] = []
+    for name in (part.strip() for part in setting.split(",")):
+        if name.isdecimal() and int(name) < len(uuids):
+            chosen.append(uuids[int(name)])
+        elif name.startswith("MIG-"):
+            chosen.append(name)
+        elif name.startswith("GPU-") and (match := next((each for each in uuids if each.startswith(name)), "")):
+            chosen.append(match)
+        else:
+            break
+    return chosen
+
+
+@functools.cache
+def _nvml() -> ModuleType | None:
+    """NVIDIA's library, or None where it or the driver is absent; starting it takes long enough to do it once."""
+    try:
+        nvml = importlib.import_module("pynvml")
+        nvml.nvmlInit()
+    except Exception:  # whatever is wrong with it, a run can do without
+        return None
+    return nvml
+
+
+def _told(question: Callable[..., Any], *arguments: Any) -> Any:
+    """What the driver answers, or None where it cannot: not every GPU tells everything, and one may be lost."""
+    nvml = _nvml()
+    assert nvml is not None
+    try:
+        return question(*arguments)
+    except nvml.NVMLError:
+        return None
