@@ -1,8 +1,9 @@
 """Checkpoints that are either whole or not there.
 
-A checkpoint is a folder `step-00001234`: tensors as safetensors, all else as JSON, and a manifest of sizes and hashes.
-It is written to a temporary folder beside it, each file fsynced, the manifest last, then renamed and the parent
-fsynced; only then are older ones removed. The latest is the highest step whose manifest verifies. Nothing is unpickled.
+A checkpoint is a folder `step-00001234`: tensors as safetensors, all else as JSON, and a manifest of sizes and hashes
+that names its run and is sealed by a hash of its own. It is written to a temporary folder beside it, each file fsynced,
+the manifest last, then the folder; renamed, and the parent fsynced. Then it is read back, and only when that gives what
+was written are older ones removed. The latest is the highest step whose manifest verifies. Nothing is unpickled.
 
 Written by hand because the usual ways fail at this: with one bit flipped, `torch.load` and safetensors load wrong
 values without a word, and a process killed while it saves over one file leaves nothing to go back to.
@@ -10,6 +11,8 @@ values without a word, and a process killed while it saves over one file leaves 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -19,146 +22,265 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
 import xxhash
-from torch import Tensor
 
 from cutline.errors import ModelError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
-_NAME = re.compile(r"step-(\d{8,})")
+CHUNK = 2**23
+Buffer = bytes | memoryview
+_NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint on disk."""
+    """A checkpoint on disk whose manifest is in order; what is read of it is checked against that."""
 
     path: Path
     step: int
+    files: Mapping[str, Mapping[str, Any]]
+
+    def read(self, name: str) -> bytes:
+        # Read rather than map: a mapped file that is cut short kills the process (SIGBUS).
+        data, facts = (self.path / name).read_bytes(), self.files[name]
+        if why := _wrong_size(name, len(data), facts) or _wrong_hash(name, _hash(data), facts):
+            raise ModelError(f"{self.path}: {why}", fix="start again: an older checkpoint is used then")
+        return data
 
     @property
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = json.loads((self.path / "state.json").read_text(encoding="utf-8"))
+        state: dict[str, Any] = json.loads(self.read("state.json"))
         return state
 
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        # Read rather than map: a mapped file that is cut short kills the process (SIGBUS).
-        return safetensors.torch.load((self.path / f"{name}.safetensors").read_bytes())
-
-    def has(self, name: str) -> bool:
-        return (self.path / f"{name}.safetensors").exists()
+    @property
+    def bytes(self) -> int:
+        return sum(int(facts["bytes"]) for facts in self.files.values())
 
 
-def save(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Checkpoint:
-    """Write a checkpoint; once this returns, it survives a power loss."""
-    target = folder / f"step-{step:08d}"
-    temporary = folder / f".{target.name}.{os.getpid()}.tmp"
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    files: dict[str, bytes] = {
-        f"{name}.safetensors": safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in group.items()})
-        for name, group in tensors.items()
-    }
-    files["state.json"] = json.dumps(state).encode()
-    listing = {name: {"bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)} for name, data in files.items()}
-    files[MANIFEST] = json.dumps({"format": FORMAT, "step": step, "files": listing}).encode()
-    for name, data in files.items():
-        _write_synced(temporary / name, data)
-    _sync_folder(temporary)
-    replaced = temporary.with_suffix(".old.tmp")
-    if target.exists():  # a run that went back and came here again: the new state is the true one
-        target.rename(replaced)
-    temporary.rename(target)
-    _sync_folder(folder)
-    shutil.rmtree(replaced, ignore_errors=True)
-    return Checkpoint(target, step)
+class Checkpoints:
+    """The checkpoints of one run, in `RUN/checkpoints`."""
 
+    def __init__(self, run: Path, identity: str) -> None:
+        """`identity` is the run's own: a checkpoint of any other is refused."""
+        self.folder, self.identity = run / "checkpoints", identity
 
-def problem(path: Path) -> str:
-    """What is wrong with a checkpoint, in words; empty when it verifies."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
-        files = manifest["files"]
+    def write(self, step: int, files: Mapping[str, Buffer]) -> Checkpoint:
+        """Write a checkpoint; once this returns, it survives a power loss."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _sync_folder(self.folder.parent)  # always: whoever made the folder may have been killed before it did this
+        target = self._unused(step)
+        temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
+        _delete(temporary)
+        os.mkdir(temporary)  # noqa: PTH102 - every step of the protocol is a call of `os`, which tests record
+        try:
+            listing = {name: _write(temporary / name, data) for name, data in files.items()}
+            manifest = {"format": FORMAT, "run": self.identity, "step": step, "files": listing}
+            _write(temporary / MANIFEST, _sealed(json.dumps(manifest).encode()))
+            _sync_folder(temporary)
+            os.rename(temporary, target)  # noqa: PTH104
+            _sync_folder(self.folder)
+        except BaseException:
+            _delete(temporary)
+            raise
+        return Checkpoint(target, step, listing)
+
+    def candidates(self) -> list[Path]:
+        """Every checkpoint folder, newest first, verified or not."""
+        if not self.folder.is_dir():
+            return []
+        found = [(_place(path), path) for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return [path for _, path in sorted(found, reverse=True)]
+
+    def problem(self, path: Path) -> str:
+        """What is wrong with a checkpoint, in words; empty when every byte is as it was written."""
+        found = self._open(path)
+        if isinstance(found, str):
+            return found
+        for name, facts in found.files.items():
+            try:
+                why = _fault(path / name, facts)
+            except FileNotFoundError:
+                return f"{name} is missing"
+            except OSError as error:
+                return f"{name} cannot be read: {error.strerror}"
+            if why:
+                return why
+        return ""
+
+    def verified(self) -> Iterator[Checkpoint]:
+        """Checkpoints of which every byte is as it was written, newest first."""
+        for path in self.candidates():
+            if not self.problem(path):
+                found = self._open(path)
+                assert isinstance(found, Checkpoint)
+                yield found
+
+    def latest(self) -> Checkpoint:
+        """The newest checkpoint that verifies, or an error that lists why each was refused."""
+        for found in self.verified():
+            return found
+        refused = [f"{path.name}: {self.problem(path)}" for path in self.candidates()]
+        refused += [f"{path.name}: set aside, {_reason(path)}" for path in self.set_aside()]
+        raise ModelError(
+            f"no valid checkpoint in {self.folder}" + "".join(f"\n  {line}" for line in refused),
+            expected="a folder step-N whose files match its manifest" if refused else "at least one folder step-N",
+            fix="cutline runs verify shows every file; a copy of an older checkpoint can be put there",
+        )
+
+    def retain(self, newest: Checkpoint, keep: int, every: int, best: int) -> list[Path]:
+        """Remove all but the `keep` newest, the best and the first of each `every` steps; the newest must verify."""
+        if why := self.problem(newest.path):
+            raise OSError(f"{newest.path} was just written and is already damaged: {why}")
+        there = self.candidates()
+        staying = {newest.path, *there[: max(keep, 1)], *self._of_step(best)[:1]}
+        if every:
+            first: dict[int, Path] = {}
+            for path in there:  # newest first, so the first of an interval is what is left standing
+                first[_place(path)[0] // every] = path
+            staying |= set(first.values())
+        return self._remove([path for path in there if path not in staying])
+
+    def thin(self, best: int) -> list[Path]:
+        """Remove all but the newest that verifies and the best: what is promised when the disk is full."""
+        newest = next(self.verified(), None)
+        if newest is None:
+            return []
+        staying = {newest.path, *self._of_step(best)[:1]}
+        return self._remove([path for path in self.candidates() if path not in staying])
+
+    def forget_after(self, kept: Checkpoint) -> list[Path]:
+        """Remove what is newer than `kept`: the run goes another way from there."""
+        return self._remove([path for path in self.candidates() if _place(path) > _place(kept.path)])
+
+    def quarantine(self, path: Path, why: str) -> Path:
+        """Set a checkpoint aside, so that it is neither used nor lost."""
+        there = self.folder / "quarantine"
+        there.mkdir(exist_ok=True)
+        names = itertools.chain([path.name], (f"{path.name}-{count}" for count in itertools.count(1)))
+        aside = next(there / name for name in names if not os.path.lexists(there / name))
+        path.rename(aside)
+        with contextlib.suppress(OSError):  # on a full disk, or of what is no folder at all: out of the way is enough
+            (aside / "why.txt").write_text(why + "\n", encoding="utf-8")
+        _sync_folder(self.folder)
+        return aside
+
+    def set_aside(self) -> list[Path]:
+        there = self.folder / "quarantine"
+        return sorted(there.iterdir()) if there.is_dir() else []
+
+    def leftovers(self) -> list[Path]:
+        """What saves and removals that were cut short have left; nobody may be saving now."""
+        return sorted(self.folder.glob(".step-*.tmp"))
+
+    def sweep(self) -> list[Path]:
+        found = self.leftovers()
+        for path in found:
+            _delete(path)
+        return found
+
+    def _open(self, path: Path) -> Checkpoint | str:
+        """The checkpoint by its manifest, its files not looked at yet; or what is wrong with that, in words."""
+        try:
+            whole = (path / MANIFEST).read_bytes()
+        except FileNotFoundError:
+            return f"{MANIFEST} is missing"
+        except OSError as error:
+            return f"{MANIFEST} cannot be read: {error.strerror}"
+        text = whole.partition(b"\n")[0]
+        if whole != _sealed(text):
+            return f"{MANIFEST} does not match its seal"
+        manifest = json.loads(text)
         if manifest["format"] != FORMAT:
             return f"format {manifest['format']}, this version reads {FORMAT}"
-        if path.name != f"step-{manifest['step']:08d}":
+        if manifest["run"] != self.identity:
+            return "it belongs to another run"
+        if _place(path)[0] != manifest["step"]:
             return f"holds step {manifest['step']}, which its name does not say"
-        for name, facts in files.items():
-            data = (path / name).read_bytes()
-            if len(data) != facts["bytes"]:
-                return f"{name} has {len(data)} bytes, the manifest says {facts['bytes']}"
-            if xxhash.xxh3_128_hexdigest(data) != facts["xxh3"]:
-                return f"{name} does not match its hash"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"its manifest cannot be read: {error!r}"
-    return ""
+        return Checkpoint(path, manifest["step"], manifest["files"])
+
+    def _unused(self, step: int) -> Path:
+        # A run that went back may come to a step again. Each has a name of its own, so that none is ever written over.
+        taken = [_place(path)[1] for path in self._of_step(step)]
+        return self.folder / (f"step-{step:08d}.{max(taken) + 1}" if taken else f"step-{step:08d}")
+
+    def _of_step(self, step: int) -> list[Path]:
+        return [path for path in self.candidates() if _place(path)[0] == step]
+
+    def _remove(self, paths: list[Path]) -> list[Path]:
+        for path in paths:
+            gone = path.with_name(f".{path.name}.gone.tmp")
+            _delete(gone)  # of an earlier removal that was cut short
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, gone)  # noqa: PTH104 - out of sight at once, never half there
+                _delete(gone)
+        return paths
 
 
-def candidates(folder: Path) -> list[tuple[int, Path]]:
-    """Every checkpoint folder, newest first, verified or not."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
-    return sorted(found, reverse=True)
+def _place(path: Path) -> tuple[int, int]:
+    """Which step, and which of its checkpoints."""
+    match = _NAME.fullmatch(path.name)
+    return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
 
 
-def verified(folder: Path) -> Iterator[Checkpoint]:
-    """Checkpoints that verify, newest first."""
-    return (Checkpoint(path, step) for step, path in candidates(folder) if not problem(path))
+def _reason(path: Path) -> str:
+    note = path / "why.txt"
+    return note.read_text(encoding="utf-8").strip() if note.exists() else "nobody knows why"
 
 
-def latest(folder: Path) -> Checkpoint:
-    """The newest checkpoint that verifies, or an error that lists why each was refused."""
-    for checkpoint in verified(folder):
-        return checkpoint
-    refused = [f"{path.name}: {problem(path)}" for _, path in candidates(folder)]
-    raise ModelError(
-        f"no valid checkpoint in {folder}" + "".join(f"\n  {line}" for line in refused),
-        expected="a folder step-N whose files match its manifest" if refused else "at least one folder step-N",
-    )
+def _hash(data: Buffer) -> str:
+    return str(xxhash.xxh3_128_hexdigest(data))
 
 
-def retain(folder: Path, newest: Checkpoint, keep: int, also: set[int]) -> None:
-    """Remove all but the `keep` newest and those named, and only when the newest verifies."""
-    if why := problem(newest.path):
-        raise ModelError(f"{newest.path} was just written and is already damaged: {why}", fix="check the disk")
-    staying = [step for step, _ in candidates(folder)][: max(keep, 1)]
-    for step, path in candidates(folder):
-        if step not in staying and step not in also:
-            shutil.rmtree(path)
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _wrong_size(name: str, size: int, facts: Mapping[str, Any]) -> str:
+    return "" if size == facts["bytes"] else f"{name} has {size} bytes, the manifest says {facts['bytes']}"
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An optimizer's state as flat tensors, and its groups as JSON."""
-    state = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for index, values in state["state"].items()
-        for name, value in values.items()
-    }
-    return tensors, state["param_groups"]
+def _wrong_hash(name: str, digest: str, facts: Mapping[str, Any]) -> str:
+    return "" if digest == facts["xxh3"] else f"{name} does not match its hash"
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], groups: list[Any]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+def _sealed(text: bytes) -> bytes:
+    return text + b"\n" + _hash(text).encode() + b"\n"
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def _write(path: Path, data: Buffer) -> dict[str, Any]:
+    """Write and fsync a file; returns its size and hash."""
+    whole = memoryview(data).cast("B")
+    digest = xxhash.xxh3_128()
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        for start in range(0, len(whole), CHUNK):
+            part = whole[start : start + CHUNK]
+            digest.update(part)
+            while part:
+                part = part[os.write(handle, part) :]
+        os.fsync(handle)
+        if hasattr(os, "posix_fadvise"):  # so that reading it back asks the disk, not the memory
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(handle)
+    return {"bytes": len(whole), "xxh3": digest.hexdigest()}
+
+
+def _fault(path: Path, facts: Mapping[str, Any]) -> str:
+    """What of a file is not as the manifest says; its size first, which costs nothing."""
+    with path.open("rb", buffering=0) as file:
+        if why := _wrong_size(path.name, os.fstat(file.fileno()).st_size, facts):
+            return why
+        digest = xxhash.xxh3_128()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return _wrong_hash(path.name, digest.hexdigest(), facts)
+
+
+def _delete(path: Path) -> None:
+    """As far as that is possible: what stays is hidden, and swept at the next start."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _sync_folder(path: Path) -> None:
