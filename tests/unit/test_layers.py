@@ -23,6 +23,8 @@ LAYERS = [
 TORCH_FREE = [
     *("config.py", "errors.py", "console.py", "data", "search.py", "evaluation", "predict.py", "writers.py"),
     *(f"cli/{verb}.py" for verb in ("__init__", "caption", "score", "data", "doctor", "completion")),
+    *(f"cli/{verb}.py" for verb in ("runs", "watch", "telling")),
+    *(f"engine/{part}.py" for part in ("__init__", "checkpoint", "folder", "journal", "lines", "runs", "tidy")),
 ]
 HEAVY = {"torch", "torchvision", "timm", "safetensors"}
 
@@ -44,8 +46,8 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import hides its layer"
             found.add(node.module or "")
-            if node.module == "cutline":
-                found |= {f"cutline.{alias.name}" for alias in node.names if alias.name != "__version__"}
+            if node.module in ("cutline", "cutline.engine"):  # of these, modules are imported rather than names
+                found |= {f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__"}
     return found
 
 
@@ -69,5 +71,14 @@ def test_the_runtime_names_no_torch(place: str) -> None:
         heavy = {name.split(".")[0] for name in imports(file)} & HEAVY
         assert not heavy, f"{file.relative_to(PACKAGE)} imports {', '.join(heavy)}"
         above = {name for name in imports(file) if name.startswith("cutline.")}
-        lower = layer("predict") if not file.is_relative_to(PACKAGE / "cli") else layer("cli")
+        own = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        lower = max(layer("predict"), layer(own))
         assert all(layer(name.split(".")[1]) <= lower for name in above)
+
+
+def test_of_the_engine_only_its_torch_free_part_is_used_without_torch() -> None:
+    """A module of the engine that names no torch may still import one that does."""
+    for place in TORCH_FREE:
+        if place.endswith(".py"):
+            engine = {name for name in imports(PACKAGE / place) if name.startswith("cutline.engine.")}
+            assert {f"engine/{name.split('.')[2]}.py" for name in engine} <= set(TORCH_FREE), place

@@ -15,6 +15,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "score": ("cutline.cli.score", "score any system's captions against references"),
     "export": ("cutline.cli.export", "turn a run into a bundle that needs no torch"),
     "data": ("cutline.cli.data", "inspect captioned pictures, or draw scenes to learn from"),
+    "runs": ("cutline.cli.runs", "list, show, verify or tidy run folders"),
+    "watch": ("cutline.cli.watch", "follow a run live"),
     "features": ("cutline.cli.features", "build, verify or show a store of picture features"),
     "demo": ("cutline.cli.demo", "draw, train, caption and score, in minutes, from nothing"),
     "doctor": ("cutline.cli.doctor", "show versions, devices, extras and limits"),
