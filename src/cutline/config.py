@@ -144,9 +144,17 @@ class TrainingConfig:
     validate_limit: int = 1000
     """Most validation pictures scored each time (0: all)."""
     save_steps: int = 0
-    """Steps between checkpoints, beside the one at the end of each epoch (0: only those)."""
+    """Steps between checkpoints, beside the one at the end of each epoch (0: none by steps)."""
+    save_minutes: float = 10.0
+    """Minutes between checkpoints, likewise (0: none by time)."""
     keep: int = 2
     """Latest checkpoints kept, beside the best."""
+    keep_every: int = 0
+    """Also keep the first checkpoint of every so many steps (0: none)."""
+    bad_steps: int = 10
+    """Steps with a loss or gradient that is no number, beyond one in ten, before the run goes back and slows down."""
+    unreadable: float = 0.05
+    """Largest share of an epoch's pictures that may turn out unreadable before the run ends."""
     workers: int = 0
     """Processes that read pictures (0: the training process itself)."""
     features: bool = True
@@ -181,6 +189,34 @@ class SearchConfig:
 
 
 @dataclass(frozen=True)
+class HealthConfig:
+    restarts: int = 3
+    """Times that failed processes are started again without a newer checkpoint in between."""
+    hang_minutes: float = 10.0
+    """Minutes without any progress after which the processes are ended and started again (0: never)."""
+    sample_seconds: float = 15.0
+    """Seconds between looks at memory, disk, GPU and loader (0: none)."""
+    disk_gb: float = 1.0
+    """Free disk below which an alert is raised and saving is thrifty."""
+    memory: float = 0.92
+    """Share of the memory (or of the container's limit) in use that raises an alert."""
+    gpu_memory: float = 0.97
+    """Share of a GPU's memory in use that raises an alert."""
+    gpu_celsius: float = 88.0
+    """Temperature of a GPU that raises an alert."""
+    loader: float = 0.5
+    """Share of the time spent waiting for pictures that raises an alert."""
+    checkpoint_minutes: float = 60.0
+    """Age of the newest checkpoint that raises an alert."""
+    webhook: str = ""
+    """Address that alerts are posted to, as JSON."""
+    command: str = ""
+    """Command run at an alert, with the alert as JSON on its standard input."""
+    port: int = 0
+    """Port that serves Prometheus metrics (0: none)."""
+
+
+@dataclass(frozen=True)
 class Config:
     name: str = "captioner"
     """Part of the run folder's name."""
@@ -192,6 +228,8 @@ class Config:
     """"auto", "cpu", "cuda" or "cuda:N"."""
     threads: int = 0
     """CPU threads (0: all)."""
+    processes: int = 1
+    """Processes that share each step's pictures, on this machine; each has a GPU of its own where there are any."""
     data: DataConfig = field(default_factory=DataConfig)
     pictures: PicturesConfig = field(default_factory=PicturesConfig)
     words: WordsConfig = field(default_factory=WordsConfig)
@@ -199,6 +237,7 @@ class Config:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -212,6 +251,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("decoder.hidden", "decoder.layers", "decoder.heads", "training.epochs"), (1, math.inf)),
     **dict.fromkeys(("training.batch", "training.captions", "training.accumulate"), (1, math.inf)),
     **dict.fromkeys(("training.validate_every", "training.step_epochs"), (1, math.inf)),
+    **dict.fromkeys(("training.save_minutes", "training.keep_every", "health.restarts"), (0, math.inf)),
+    **dict.fromkeys(("health.hang_minutes", "health.sample_seconds", "health.disk_gb"), (0, math.inf)),
+    **dict.fromkeys(("health.gpu_celsius", "health.checkpoint_minutes"), (0, math.inf)),
+    **dict.fromkeys(("health.memory", "health.gpu_memory", "health.loader", "training.unreadable"), (0, 1)),
+    **dict.fromkeys(("training.bad_steps", "processes"), (1, math.inf)),
+    "health.port": (0, 65535),
     "pictures.augment_crop": (0.01, 1),
     "training.drop": (0, 1),
 }

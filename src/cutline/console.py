@@ -10,6 +10,9 @@ from contextlib import contextmanager
 Advance = Callable[..., None]
 """`advance(done=1, note="")`: so much more is done; the note stands behind the figures."""
 
+gone_on: list[Callable[[], None]] = []
+"""Called whenever some work has gone on, shown or not: how a watchdog knows that nothing hangs."""
+
 LINE_SECONDS = 10.0
 """Seconds between plain lines, so that a log stays readable."""
 
@@ -23,6 +26,18 @@ def say(text: str, *, quiet: bool = False) -> None:
 @contextmanager
 def progress(what: str, total: int, unit: str, *, done: int = 0, quiet: bool = False) -> Iterator[Advance]:
     """Show `what` from `done` to `total`, with the rate since the start and the time left."""
+    with _shown(what, total, unit, done, quiet) as show:
+
+        def advance(count: int = 1, note: str = "") -> None:
+            for listener in gone_on:
+                listener()
+            show(count, note)
+
+        yield advance
+
+
+@contextmanager
+def _shown(what: str, total: int, unit: str, done: int, quiet: bool) -> Iterator[Advance]:
     if quiet:
         yield lambda count=1, note="": None
     elif sys.stderr.isatty():

@@ -77,18 +77,14 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 143
     steps = [event["step"] for event in events(stopped) if event["kind"] == "step"]
     assert len(steps) < 24, "it was to be stopped before the end"
 
     resumed = run_cutline("train", "--resume", stopped)
     assert resumed.returncode == 0, resumed.stderr
     assert weights(stopped) == weights(whole)
-    untimed = [
-        [{k: v for k, v in event.items() if k not in ("time", "seconds")} for event in events(run)]
-        for run in (stopped, whole)
-    ]
-    assert untimed[0] == untimed[1]
+    assert (stopped / "events.jsonl").read_bytes() == (whole / "events.jsonl").read_bytes()
 
 
 def test_resume_refuses_other_data(tmp_path: Path, tiny_run: Path, run_cutline: Run) -> None:
@@ -100,7 +96,7 @@ def test_resume_refuses_other_data(tmp_path: Path, tiny_run: Path, run_cutline: 
     (data / "scenes.jsonl").write_text("\n".join(rows[:-1]) + "\n")
     again = run_cutline("train", "--resume", run)
     assert again.returncode == 2
-    assert "not those that" in again.stderr
+    assert "the pictures or captions are others" in again.stderr
     assert "Traceback" not in again.stderr
 
 

@@ -44,7 +44,8 @@ def words(samples: list[Sample]) -> Words:
 def batches(samples: list[Sample], words: Words, config: PicturesConfig, rows: int = 2, batch: int = 3) -> Batches:
     captions = Captions(samples, words, ["en"], longest=40, mirror_too=config.augment_flip)
     source = PictureSource(samples, Transform(size=SIDE), config)
-    return Batches(source, captions, config, seed=5, batch=batch, rows=rows)
+    names = [sample.id for sample in samples]
+    return Batches(source, captions, config, names=names, seed=5, batch=batch, rows=rows)
 
 
 def texts(words: Words, batch: Batch) -> list[list[str]]:
@@ -106,7 +107,8 @@ def test_a_picture_with_captions_of_unknown_sides_is_not_mirrored(samples: list[
     words = Words.learn({"ja": ["左に犬"]}, WordsConfig(min_count=1))
     config = PicturesConfig(augment_flip=True)
     captions = Captions(foreign, words, ["ja"], longest=40, mirror_too=True)
-    data = Batches(PictureSource(foreign, Transform(size=SIDE), config), captions, config, seed=5, batch=7, rows=1)
+    source, names = PictureSource(foreign, Transform(size=SIDE), config), [sample.id for sample in foreign]
+    data = Batches(source, captions, config, names=names, seed=5, batch=7, rows=1)
     for epoch in range(4):
         for batch in data.iterate(epoch, 0, 0):
             assert (batch.inputs[0][:, 0, 0, 0] < batch.inputs[0][:, 0, 0, -1]).all()

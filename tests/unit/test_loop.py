@@ -11,8 +11,9 @@ import torch
 
 from cutline import config as configuration
 from cutline.config import Config
-from cutline.engine import checkpoint, run, weights
-from cutline.engine.loop import Trainer, train
+from cutline.engine import run, weights
+from cutline.engine.loop import train
+from cutline.engine.trainer import Trainer
 from cutline.engine.task import Validation
 from cutline.errors import ConfigError, ModelError
 
@@ -72,7 +73,7 @@ def test_training_stops_when_it_gets_no_better(config: Config, monkeypatch: pyte
     log = [json.loads(line) for line in (trainer.run / "events.jsonl").read_text().splitlines()]
     rates = [event["rate"] for event in log if event["kind"] == "step"]
     assert rates[-1] == pytest.approx(3e-3 * 0.5)  # the second plateau would show in the epoch that did not come
-    kept = [step for step, _ in checkpoint.candidates(trainer.run / "checkpoints")]
+    kept = [each.step for each in trainer.checkpoints.verified()]
     assert kept == [4 * steps, 3 * steps, 2 * steps]  # the two newest and the best
 
 
@@ -113,7 +114,7 @@ def test_a_loss_that_is_no_number_is_named(config: Config) -> None:
     trainer = trainer_of(config)
     with torch.no_grad():
         trainer.task.model.decoder.vocabulary.bias[5] = float("nan")
-    with pytest.raises(ModelError, match="the loss became nan at step 1"):
+    with pytest.raises(ModelError, match="no number in 11 steps up to step 11, from the first checkpoint on"):
         train(trainer, quiet=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import textwrap
 from dataclasses import dataclass
 from functools import cache
@@ -14,9 +15,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cutline import config as configuration
 from cutline.cli.arguments import parse
-from cutline.cli.evaluate import show
 from cutline.config import Config
-from cutline.errors import choose
+from cutline.console import say
+from cutline.errors import ConfigError, choose
 
 FLAGS = {
     "data": "data.path",
@@ -41,6 +42,7 @@ FLAGS = {
     "name": "name",
     "output": "output",
     "device": "device",
+    "processes": "processes",
     "seed": "seed",
 }
 """Settings that have a flag; every other one stands in the config file."""
@@ -48,12 +50,18 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Switches:
-    preset: str = "frozen"
-    """Start from these settings: scenes, frozen, or finetuned."""
+    preset: str = ""
+    """Start from these settings: scenes, frozen (unless said otherwise), or finetuned."""
     config: Path | None = None
     """Then take what this file says (every setting has its place in it)."""
     resume: Path | None = None
-    """Go on with this run from its newest valid checkpoint; its own settings hold."""
+    """Go on with this run from its newest valid checkpoint, with its own settings."""
+    new: bool = False
+    """Begin a new run, also where the same command has left one unfinished."""
+    allow_changes: bool = False
+    """Go on with a run although its settings, data, vocabulary or number of processes are no longer the same."""
+    gpus: str = ""
+    """Share the work among GPUs of this machine, a process each: "all", or how many."""
     print_config: bool = False
     """Print all settings as a config file, and stop."""
     dry_run: bool = False
@@ -66,8 +74,6 @@ class Switches:
 
 def main(arguments: list[str]) -> int:
     given = parse(_form(), arguments, verb="train")
-    if given.resume:
-        return _go_on(given)
     config = resolve(given)
     if given.print_config:
         print(configuration.to_toml(config), end="")
@@ -77,19 +83,36 @@ def main(arguments: list[str]) -> int:
 
         print(dry_run(config, quiet=given.quiet))
         return 0
-    from cutline.engine import run
+    if "RANK" in os.environ:  # one of the processes that our own supervisor, or torchrun, has started
+        from cutline.cli.work import work
 
-    prepared = run.prepare(config, quiet=given.quiet)
-    folder = run.create(prepared)
-    print(folder, flush=True)
-    return _train(run.trainer(prepared, folder), prepared.corpus, given)
+        return work(given, config)
+    from cutline.engine import folder
+    from cutline.engine.supervise import supervise
+
+    run = given.resume or (None if given.new else folder.unfinished(config))
+    if run is None:
+        run = folder.make(config)
+    elif not given.resume:
+        say(f"going on with {run}, which the same command has begun (--new begins another)", quiet=given.quiet)
+    try:
+        return supervise(run, config, ["cutline", "train", *arguments], quiet=given.quiet)
+    finally:
+        folder.unmake(run)
 
 
 def resolve(given: Any) -> Config:
-    """The preset, then the config file, then the flags."""
+    """The preset, or the settings of the run to go on with; then the config file, then the flags."""
     from cutline.presets import PRESETS
 
-    config = PRESETS[choose(given.preset, PRESETS, "preset")]()
+    if given.resume:
+        if given.preset:
+            raise ConfigError("--resume goes on with a run's own settings, so no preset can be given")
+        from cutline.engine import folder
+
+        config = folder.settings(given.resume)
+    else:
+        config = PRESETS[choose(given.preset or "frozen", PRESETS, "preset")]()
     if given.config:
         config = configuration.load(given.config, config)
     tables: dict[str, Any] = {}
@@ -103,7 +126,19 @@ def resolve(given: Any) -> Config:
             for section in sections:
                 table = table.setdefault(section, {})
             table[key] = value
+    if given.gpus:
+        tables |= {"processes": _gpus(given.gpus)}
     return configuration.from_dict(tables, config)
+
+
+def _gpus(asked: str) -> int:
+    import torch
+
+    there = torch.cuda.device_count()
+    count = there if asked == "all" else int(asked) if asked.isdecimal() else 0
+    if not 0 < count <= there:
+        raise ConfigError(f"--gpus {asked}: there are {there} CUDA GPUs", expected='"all", or a number of them')
+    return count
 
 
 def _form() -> type[Any]:
@@ -152,25 +187,3 @@ def _documented(owner: Any) -> dict[str, str]:
 
 def _words(owner: Any, key: str) -> str:
     return _documented(owner).get(key, "")
-
-
-def _go_on(given: Any) -> int:
-    from cutline.engine import run
-
-    trainer, corpus = run.resume(given.resume, quiet=given.quiet)
-    print(given.resume, flush=True)
-    return _train(trainer, corpus, given)
-
-
-def _train(trainer: Any, corpus: Any, given: Any) -> int:
-    from cutline.cli.finish import finish
-    from cutline.engine.events import tensorboard
-    from cutline.engine.loop import train
-
-    sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard else []
-    train(trainer, *sinks, quiet=given.quiet)
-    finished = finish(trainer.run, corpus, trainer.task.config, "val", quiet=given.quiet)
-    if not given.quiet:
-        show({lang: each.scores for lang, each in finished.judged.items()})
-    print(trainer.run)
-    return 0

@@ -194,11 +194,15 @@ class Words:
     # On disk
 
     def save(self, path: Path) -> None:
+        path.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """What `save` writes and `parse` reads."""
         facts = {
             "format": FORMAT, "kind": self.kind, "languages": self.languages, "lowercase": self.lowercase,
             "pieces": self.pieces, "merges": self.merges,
         }  # fmt: skip
-        path.write_text(json.dumps(facts, ensure_ascii=False, indent=0), encoding="utf-8")
+        return json.dumps(facts, ensure_ascii=False, indent=0).encode()
 
     @classmethod
     def load(cls, path: Path) -> Words:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -17,10 +19,13 @@ from cutline.data import mirror, order
 from cutline.data.corpus import Sample
 from cutline.data.images import Transform
 from cutline.data.words import Words
+from cutline.errors import DataError
 from cutline.features import FeatureStore
 
 CACHE_BYTES = 2**31
 """Pictures are kept decoded in memory when all of them together take no more than this."""
+DEATHS = 5
+"""Deaths of reading processes in an epoch before the training process reads for itself."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,23 @@ class Batch:
 
     inputs: Inputs
     tokens: Tensor
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Pictures that were to be in it but cannot be read, and why."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def words(self) -> int:
+        """Words to learn, end tokens included."""
+        return int((self.tokens[..., 1:] != 0).sum())
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """The batch in up to `count` pieces, none of them empty."""
+        size = max(1, -(-len(self) // count))
+        for start in range(0, len(self), size):
+            chosen = slice(start, start + size)
+            yield Batch(tuple(part[chosen] for part in self.inputs), self.tokens[chosen])
 
     def to(self, device: torch.device) -> Batch:
         return Batch(move(self.inputs, device), self.tokens.to(device, non_blocking=True))
@@ -50,6 +72,27 @@ class Source(Protocol):
     """Where a batch's pictures come from; `draw` says which random changes to make to each, None for none."""
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs: ...
+
+
+class UnreadableError(DataError):
+    """Some pictures of a batch cannot be read; the others can."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__("\n".join(reasons.values()))
+        self.reasons = reasons
+        """By position in the batch."""
+
+
+def load_readable(
+    source: Source, indices: np.ndarray, draws: Sequence[np.random.Generator] | None
+) -> tuple[Inputs, list[int], Mapping[int, str]]:
+    """What can be loaded of these pictures, the positions of those, and of the others why not."""
+    try:
+        return source.load(indices, draws), list(range(len(indices))), {}
+    except UnreadableError as error:
+        kept = [position for position in range(len(indices)) if position not in error.reasons]
+        chosen = [draws[position] for position in kept] if draws else None
+        return (source.load(indices[kept], chosen) if kept else ()), kept, error.reasons
 
 
 def augments(config: PicturesConfig) -> bool:
@@ -77,17 +120,29 @@ class PictureSource:
     def _decoded(self, indices: np.ndarray) -> np.ndarray:
         if self.cache is None:
             return np.stack(self._decode(indices))
-        missing = indices[~self.cached[indices]]
-        if len(missing):
-            self.cache[missing] = self._decode(missing)
-            self.cached[missing] = True
+        places = np.flatnonzero(~self.cached[indices])
+        if len(places):
+            try:
+                self.cache[indices[places]] = self._decode(indices[places])
+            except UnreadableError as error:  # its positions are those among the missing
+                raise UnreadableError({int(places[at]): why for at, why in error.reasons.items()}) from None
+            self.cached[indices[places]] = True
         chosen: np.ndarray = self.cache[indices]
         return chosen
 
     def _decode(self, indices: np.ndarray) -> list[np.ndarray]:
         # Pillow lets other threads run while it decodes and resizes.
         with ThreadPoolExecutor() as threads:
-            return list(threads.map(lambda index: self.transform.from_file(self.samples[index].image), indices))
+            found = list(threads.map(self._try, indices))
+        if reasons := {at: each for at, each in enumerate(found) if isinstance(each, str)}:
+            raise UnreadableError(reasons)
+        return [each for each in found if not isinstance(each, str)]
+
+    def _try(self, index: int) -> np.ndarray | str:
+        try:
+            return self.transform.from_file(self.samples[index].image)
+        except (DataError, OSError) as error:
+            return str(error).splitlines()[0]
 
     def _augment(self, picture: Tensor, draw: np.random.Generator) -> Tensor:
         """One picture's random changes; `draw` has already said whether to mirror it."""
@@ -149,42 +204,96 @@ class Batches(Dataset[Batch]):
     """The batches of one epoch, each a function of its position, so that training can begin at any of them."""
 
     def __init__(
-        self, source: Source, captions: Captions, pictures: PicturesConfig, *, seed: int, batch: int, rows: int
+        self,
+        source: Source,
+        captions: Captions,
+        pictures: PicturesConfig,
+        *,
+        names: Sequence[str],
+        seed: int,
+        batch: int,
+        rows: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        self.source, self.captions, self.pictures = source, captions, pictures
+        """`batch` pictures in all, of which this rank of `world` has its share; `names` are the pictures'."""
+        self.source, self.captions, self.pictures, self.names = source, captions, pictures, names
         self.seed, self.rows, self.epoch = seed, rows, 0
+        self.rank, self.world = rank, world
         self.augment = augments(pictures)
         self.batch, self.count = batch, len(captions.rows)
+        self.on_death: Callable[[str], None] = lambda why: None
+        """Told when a process that reads pictures has died."""
 
     def __len__(self) -> int:
-        return -(-self.count // self.batch)
+        return order.batch_count(self.count, self.batch)
+
+    def indices(self, epoch: int, position: int) -> np.ndarray:
+        """Which pictures this rank learns from in a batch."""
+        rank, world = self.rank, self.world
+        return next(order.batches(self.seed, epoch, self.count, self.batch, start=position, rank=rank, world=world))
 
     def __getitem__(self, position: int) -> Batch:
-        indices = next(order.batches(self.seed, self.epoch, self.count, self.batch, start=position))
+        indices = self.indices(self.epoch, position)
         draws = [order.stream(self.seed, 2, self.epoch, int(i)) for i in indices] if self.augment else None
         flips = np.zeros(len(indices), bool)
         if draws is not None and self.pictures.augment_flip:
             flips = np.array([draw.random() < 0.5 for draw in draws])
+        inputs, kept, reasons = load_readable(self.source, indices, draws) if len(indices) else ((), [], {})
+        unreadable = {self.names[indices[at]]: why for at, why in reasons.items()}
         rows = []
-        for at, index in enumerate(indices):
+        for at, index in zip(kept, indices[kept], strict=True):
             turned = self.captions.mirrored[index]
             flips[at] &= bool(turned)
             texts = turned if flips[at] else self.captions.rows[index]
             rows.append([texts[k] for k in self.captions.choose(self.seed, self.epoch, int(index), self.rows)])
-        inputs = self.source.load(indices, draws)
-        if flips.any():
-            (pictures,), chosen = inputs, torch.from_numpy(flips)
+        if not rows:
+            return Batch((), torch.zeros(0, 1, 2, dtype=torch.int64), unreadable)
+        if flips[kept].any():
+            (pictures,), chosen = inputs, torch.from_numpy(flips[kept])
             pictures[chosen] = pictures[chosen].flip(-1)
-        return Batch(inputs, pad(rows))
+        return Batch(inputs, pad(rows), unreadable)
 
     def iterate(self, epoch: int, start: int, workers: int) -> Iterator[Batch]:
-        """The epoch's batches from position `start` on, read ahead by `workers` processes."""
+        """The epoch's batches from position `start` on, read ahead by `workers` processes.
+
+        When such a process dies, others take its place; when they die again and again, this process reads for itself.
+        """
         self.epoch = epoch
-        if not workers:
-            yield from (self[position] for position in range(start, len(self)))
-            return
-        positions = range(start, len(self))
-        yield from DataLoader(self, batch_size=None, sampler=positions, num_workers=workers, prefetch_factor=4)
+        position, deaths = start, 0
+        while workers and deaths < DEATHS and position < len(self):
+            positions = range(position, len(self))
+            loader = DataLoader(
+                self, batch_size=None, sampler=positions, num_workers=workers, prefetch_factor=4,
+                worker_init_fn=_leave_signals_to_the_loop,
+            )  # fmt: skip
+            try:
+                ahead = iter(loader)
+                _say_nothing_of_children()
+                for batch in ahead:
+                    position += 1
+                    yield batch
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                deaths += 1
+                self.on_death(f"a process that reads pictures has died ({str(error).splitlines()[0]})")
+        yield from (self[each] for each in range(position, len(self)))
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole group of processes; it is the loop that saves, and then ends its readers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _say_nothing_of_children() -> None:
+    """Undo what a DataLoader does on its first use: raise in the main thread, wherever that is, when a reader dies.
+
+    It would tear a step in two. The death shows as well where a batch is asked for, and there it can be helped.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def pad(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:

@@ -16,7 +16,7 @@ from cutline.console import duration
 from cutline.data.corpus import Sample
 from cutline.engine import run, weights
 from cutline.engine.batches import Source
-from cutline.engine.loop import Trainer
+from cutline.engine.trainer import Trainer
 from cutline.errors import CutlineError
 from cutline.features import backends
 from cutline.models.captioner import Captioner
@@ -123,7 +123,7 @@ def _validation_seconds(trainer: Trainer) -> float:
     batch = min(trainer.config.batch, len(task.samples))
     started = time.perf_counter()
     languages = [lang for lang in task.words.languages if any(s.captions.get(lang) for s in task.samples)]
-    for _ in task.decode(range(batch), languages[0], task.config.search, batch, trainer.device):
+    for _ in task.decode(range(batch), languages[0], batch, trainer.device):
         pass
     return (time.perf_counter() - started) / batch * len(task.samples) * len(languages)
 

@@ -1,14 +1,18 @@
-"""The log of a run: one JSON object a line, the truth that every other view is made from."""
+"""What a run has learned, step by step: one JSON object a line, the truth that every other view is made from.
+
+Nothing in it depends on the clock or on interruptions (those are in the journal), so that a run that was stopped and
+resumed leaves the same bytes as one that was not.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import time
 from pathlib import Path
 from typing import Any, Protocol
 
+from cutline.console import say
 from cutline.errors import require
 
 
@@ -21,28 +25,49 @@ class Sink(Protocol):
 class Events:
     """Appends to `events.jsonl` and passes each event on to the sinks."""
 
-    def __init__(self, path: Path, *sinks: Sink, keep_bytes: int | None = None) -> None:
+    def __init__(self, path: Path, *sinks: Sink, keep_bytes: int = 0) -> None:
         """`keep_bytes` cuts the log to what a resumed run had written when its checkpoint was made."""
         self.path, self.sinks = path, sinks
-        if keep_bytes is not None and path.exists():
-            os.truncate(path, min(keep_bytes, path.stat().st_size))
-        self._file = path.open("a", encoding="utf-8")
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self.size = min(keep_bytes, os.fstat(self._handle).st_size)
+        if self.size < keep_bytes:
+            say(f"{path} lacks {keep_bytes - self.size} bytes that were there at the checkpoint; what is left goes on")
+        os.ftruncate(self._handle, self.size)
+        self._unwritten = b""
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         # JSON has no infinity, which a gradient's norm may be in fp16.
         whole = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        event = {"kind": kind, "step": step, "time": round(time.time(), 3), **whole}
-        self._file.write(json.dumps(event, ensure_ascii=False) + "\n")
-        self._file.flush()
+        event = {"kind": kind, "step": step, **whole}
+        line = (json.dumps(event, ensure_ascii=False) + "\n").encode()
+        self.size += len(line)
+        self._unwritten += line
+        self.flush()
         for sink in self.sinks:
             sink(event)
 
-    @property
-    def size(self) -> int:
-        return self._file.tell()
+    def flush(self) -> bool:
+        """Write what a full disk has kept back; False when it still does."""
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[os.write(self._handle, self._unwritten) :]
+        except OSError:
+            return False
+        return True
+
+    def cut(self, size: int) -> None:
+        """Forget what came after the first `size` bytes: the run goes another way from there."""
+        self.flush()
+        os.ftruncate(self._handle, size)
+        self.size = size
+
+    def sync(self) -> None:
+        """Make all events so far last; called from the thread that saves."""
+        os.fsync(self._handle)
 
     def close(self) -> None:
-        self._file.close()
+        self.flush()
+        os.close(self._handle)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -60,8 +85,8 @@ def tensorboard(folder: Path) -> Sink:
 
     def sink(event: dict[str, Any]) -> None:
         for key, value in event.items():
-            if key not in ("step", "time") and isinstance(value, int | float):
-                writer.add_scalar(f"{event['kind']}/{key}", value, event["step"], event["time"])
+            if key != "step" and isinstance(value, int | float):
+                writer.add_scalar(f"{event['kind']}/{key}", value, event["step"])
         writer.flush()
 
     return sink

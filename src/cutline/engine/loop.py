@@ -7,209 +7,245 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
-import torch
-
-from cutline.config import TrainingConfig
 from cutline.console import Advance, progress, say
-from cutline.engine import checkpoint, weights
-from cutline.engine.average import Average
-from cutline.engine.batches import Batch, Batches
+from cutline.engine.batches import Batch
 from cutline.engine.checkpoint import Checkpoint
 from cutline.engine.events import Events, Sink
-from cutline.engine.runtime import Precision, reseed
-from cutline.engine.schedule import rate_factor
-from cutline.engine.task import CaptioningTask, Validation
-from cutline.errors import ModelError
+from cutline.engine.journal import Journal
+from cutline.engine.saver import Saver, Warn
+from cutline.engine.trainer import Progress, Trainer
+from cutline.errors import DataError, ModelError
+
+SETBACKS = 3
+"""Times that a run goes back to an older state before it gives up."""
 
 
-@dataclass
-class Progress:
-    """Where a run stands: with the weights and the optimizer, all that it needs to go on."""
+class Stopped(Exception):  # noqa: N818 - nothing went wrong
+    """Training was asked to stop, and all is saved."""
 
-    step: int = 0
-    epoch: int = 0
-    batch: int = 0
-    """Batches of the epoch already learned from."""
-    best: float = -math.inf
-    best_step: int = -1
-    bad: int = 0
-    """Validations since the best."""
-    drops: int = 0
-    """Plateaus met."""
-    events: int = 0
-    """Bytes of the event log that belong to this state."""
+    def __init__(self, step: int, number: int) -> None:
+        super().__init__(f"stopped at step {step} by {signal.Signals(number).name}")
+        self.step, self.number = step, number
 
 
-class Trainer:
-    """One run: its task, optimizer and position."""
+class Loop:
+    """Training as it goes on: the trainer, and all that it reports to."""
 
-    def __init__(
-        self, task: CaptioningTask, batches: Batches, run: Path, config: TrainingConfig, seed: int, device: torch.device
-    ) -> None:
-        self.task, self.batches, self.run, self.config = task, batches, run, config
-        self.seed, self.device = seed, device
-        groups = weights.parameter_groups(task.model, task.config)
-        self.rates = [float(group["lr"]) for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
-        self.parameters = [p for group in groups for p in group["params"]]
-        self.precision = Precision(config.precision, device)
-        self.average = Average(weights.learned(task.model), config.ema) if config.ema else None
-        self.at = Progress()
-        self.steps_per_epoch = -(-len(batches) // config.accumulate)
+    def __init__(self, trainer: Trainer, warn: Warn, *sinks: Sink, quiet: bool = False) -> None:
+        self.trainer, self.checkpoints = trainer, trainer.checkpoints
+        self.first = trainer.ranks.first
+        self.quiet = quiet or not self.first
+        self.journal = Journal(trainer.run)
+        self.events = Events(trainer.run / "events.jsonl", *sinks, keep_bytes=trainer.at.events) if self.first else None
+        self.saver = Saver(self.checkpoints, trainer.config, self.journal, warn)
+        self.loss = math.nan
 
-    # What a step is
+    def train(self) -> Progress:
+        """Train to the end, or until told to stop; what was learned is saved either way."""
+        trainer, at = self.trainer, self.trainer.at
+        trainer.batches.on_death = lambda why: self._met("loader_died", f"{why}; others go on", step=at.step)
+        bar = progress("training", trainer.total_steps, "steps", done=at.step, quiet=self.quiet)
+        with contextlib.closing(self), _stop_requested() as stop, bar as advance:
+            self.saver.start_at(next(self.checkpoints.verified(), None))
+            self._journal(
+                "training", step=at.step, total=trainer.total_steps, epoch=at.epoch, epochs=trainer.config.epochs,
+                device=str(trainer.device), world=trainer.ranks.world,
+            )  # fmt: skip
+            while not self._over():
+                if trainer.at.validated < trainer.at.epoch:
+                    self._validate(advance, stop)
+                    self._save()
+                else:
+                    self._epoch(advance, stop)
+            if self.first:
+                self.saver.must_have(trainer.at.step)
+        return trainer.at
 
-    def step(self, batches: list[Batch]) -> dict[str, float]:
-        """Learn from some batches as if they were one."""
-        self.task.model.train()
-        reseed(self.seed, self.at.step)
-        factor = rate_factor(self.config, self.at.step, self.steps_per_epoch, self.at.drops)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        tokens = sum(int((batch.tokens[..., 1:] != 0).sum()) for batch in batches)
-        pictures = sum(len(batch.tokens) for batch in batches)
-        sampling = self.config.scheduled_sampling * self.at.step / max(self.steps_per_epoch * self.config.epochs, 1)
-        self.optimizer.zero_grad(set_to_none=True)
-        nats = 0.0
-        for batch in batches:
-            moved = batch.to(self.device)
-            with self.precision.autocast():
-                loss, part = self.task.loss(moved, len(batch.tokens) / pictures, tokens, sampling)
-            self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            nats += part
-        self.precision.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf)
-        self.precision.scaler.step(self.optimizer)
-        self.precision.scaler.update()
-        self.at.step += 1
-        if self.average:
-            self.average.update(self.at.step)
-        return {"loss": nats / tokens, "norm": float(norm), "rate": self.optimizer.param_groups[0]["lr"]}
+    def _over(self) -> bool:
+        at, config = self.trainer.at, self.trainer.config
+        patience_lost = bool(config.patience) and at.bad >= config.patience
+        return at.validated == at.epoch and (at.epoch >= config.epochs or patience_lost)
 
-    # What it learns from, and how well it does
+    def _epoch(self, advance: Advance, stop: Callable[[], int]) -> None:
+        trainer = self.trainer
+        for group in trainer.groups():
+            split = trainer.at.split
+            figures = trainer.step(group, stop=bool(stop()))
+            at = trainer.at
+            at.batch += len(group)
+            self._write_step(group, figures, split)
+            advance(1, note=f"loss {figures['loss']:.3f}")
+            if at.trouble > 10 * trainer.config.bad_steps:
+                return self._go_back()
+            if figures["stop"]:
+                self._stop(stop() or signal.SIGTERM)
+            if self.first and self.saver.due(at.step):
+                self._save()
+        at = trainer.at
+        at.epoch, at.batch, at.unreadable = at.epoch + 1, 0, 0
+        if at.epoch % trainer.config.validate_every and at.epoch < trainer.config.epochs:
+            at.validated = at.epoch
+            self._save()
+        return None
 
-    def groups(self) -> Iterator[list[Batch]]:
-        """What is left of the epoch, in groups of batches that make a step."""
-        batches = self.batches.iterate(self.at.epoch, self.at.batch, self.config.workers)
-        while group := list(islice(batches, self.config.accumulate)):
-            yield group
+    def _write_step(self, group: list[Batch], figures: dict[str, float], split: int) -> None:
+        """Note what a step was like, and all that was odd about it."""
+        trainer, at = self.trainer, self.trainer.at
+        self.loss = figures["loss"]
+        self._event("step", **{key: figures[key] for key in ("loss", "norm", "rate")})
+        if not math.isfinite(figures["loss"]) or not math.isfinite(figures["norm"]):
+            where = {"epoch": at.epoch, "batches": [at.batch - len(group), at.batch]}
+            self._event("skipped", why="the loss or its gradient is no number", **where)
+            if not trainer.precision.searching:
+                self._met("skipped", f"step {at.step}: the loss or its gradient is no number; skipped", step=at.step)
+        if at.split != split:
+            self._met("split", f"memory ran out at step {at.step}: batches are now learned from in {at.split} parts",
+                      step=at.step, parts=at.split)  # fmt: skip
+        if figures["unreadable"]:
+            lost = [each for batch in group for each in batch.unreadable.items()]
+            self._miss({id: why for part in trainer.ranks.gather(lost) for id, why in part})
 
-    def validate(self, advance: Callable[[int], None]) -> Validation:
-        with self.average.in_place() if self.average else nullcontext():
-            return self.task.validate(self.config.batch, self.device, advance)
+    def _miss(self, lost: dict[str, str]) -> None:
+        """Go on without some pictures; but not without most of them."""
+        at, config = self.trainer.at, self.trainer.config
+        at.unreadable += len(lost)
+        self._event("unreadable", pictures=sorted(lost))
+        for id, why in lost.items():
+            self._met("skipped", f"picture left out: {why}", step=at.step, picture=id)
+        if at.unreadable > max(3, config.unreadable * self.trainer.batches.count):
+            raise DataError(
+                f"{at.unreadable} pictures of this epoch cannot be read; the last: {list(lost.values())[-1]}",
+                expected=f"no more than {config.unreadable:.0%} of {self.trainer.batches.count}",
+                fix="see that the pictures are where they were, then start the same command again",
+            )
 
-    def judge(self, validation: Validation) -> bool:
-        """Note the score; True when it is the best so far."""
-        value = validation.metric(self.config.metric)
-        if value > self.at.best:
-            self.at.best, self.at.best_step, self.at.bad = value, self.at.step, 0
-            return True
-        self.at.bad += 1
-        if self.config.schedule == "plateau":
-            self.at.drops += 1
-        return False
+    def _validate(self, advance: Advance, stop: Callable[[], int]) -> None:
+        trainer, at = self.trainer, self.trainer.at
+        started, done = time.perf_counter(), 0
+
+        def note(count: int) -> None:
+            nonlocal done
+            done += count
+            advance(0, note=f"validating: {done} captions")
+
+        validation = trainer.validate(note, lambda: bool(stop()))
+        if validation is None:
+            self._stop(stop() or signal.SIGTERM)
+        better = trainer.judge(validation)
+        at.validated = at.epoch
+        advance(0, note=f"best {trainer.config.metric} {at.best:.1f}")
+        self._event("validation", epoch=at.epoch, best=better, **validation.to_dict())
+        if validation.unreadable:
+            self._miss(dict(validation.unreadable))
+        scores = validation.scores.items()
+        shown = ", ".join(f"{lang} BLEU-4 {s.bleu[3]:.1f} CIDEr-D {s.cider:.1f}" for lang, s in scores)
+        mark = "  best so far" if better else ""
+        took = time.perf_counter() - started
+        say(f"epoch {at.epoch}/{trainer.config.epochs}: {shown}  ({took:.0f} s){mark}", quiet=self.quiet)
 
     # What lasts
 
-    def save(self, events: Events) -> Checkpoint:
-        tensors, groups = checkpoint.pack_optimizer(self.optimizer)
-        self.at.events = events.size
-        parts = {"model": weights.learned(self.task.model), "optimizer": tensors}
-        if self.average:
-            parts["average"] = self.average.mean
-        state = {"progress": asdict(self.at), "groups": groups, "scaler": self.precision.scaler.state_dict()}
-        folder = self.run / "checkpoints"
-        saved = checkpoint.save(folder, self.at.step, parts, state)
-        checkpoint.retain(folder, saved, self.config.keep, {self.at.best_step})
-        return saved
+    def _save(self) -> None:
+        if self.events:
+            trainer = self.trainer
+            trainer.at.events = self.events.size
+            self.saver.save(trainer.moment(), trainer.tensors(), self._sync)
 
-    def restore(self, saved: Checkpoint) -> None:
-        weights.load(self.task.model, saved.tensors("model"))
-        state = saved.state
-        checkpoint.unpack_optimizer(self.optimizer, saved.tensors("optimizer"), state["groups"])
-        self.precision.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load(saved.tensors("average"))
-        self.at = Progress(**state["progress"])
+    def _sync(self) -> None:
+        if self.events:
+            self.events.sync()
+
+    def _stop(self, number: int) -> NoReturn:
+        step = self.trainer.at.step
+        if self.first:
+            self._save()
+            saved = self.saver.must_have(step)
+            self._journal("stopped", step=step, why=signal.Signals(number).name)
+            say(f"stopped at step {step}, saved as {saved.path}; the same command goes on from there", quiet=self.quiet)
+        raise Stopped(step, number)
+
+    def _go_back(self) -> None:
+        """Restore the last state before the trouble began, and go on from there at half the rate."""
+        trainer, at = self.trainer, self.trainer.at
+        sound = self._sound() if self.first else None
+        place = trainer.ranks.told(str(sound.path) if sound else "")
+        if not place or at.setbacks >= SETBACKS:
+            raise ModelError(
+                f"the loss or its gradient was no number in {at.skipped} steps up to step {at.step}"
+                + (f", also after going back {at.setbacks} times" if at.setbacks else ", from the first checkpoint on"),
+                fix=f"a lower rate (--rate {trainer.config.rate / 10:.0e}), another precision, or look at the data; "
+                "then start anew",
+            )
+        found = sound or next(each for each in self.checkpoints.verified() if str(each.path) == place)
+        left, setbacks = at.step, at.setbacks + 1
+        trainer.restore(found)
+        trainer.at.setbacks = setbacks
+        if self.events:
+            self.checkpoints.forget_after(found)
+            self.events.cut(trainer.at.events)
+        words = f"too many steps up to {left} gave no number: back to step {found.step}, at half the rate"
+        self._event("went_back", **{"from": left, "setbacks": setbacks})
+        self._met("went_back", words, step=found.step)
+        self._save()
+
+    def _sound(self) -> Checkpoint | None:
+        self.saver.wait()
+        return next((c for c in self.checkpoints.verified() if not c.state["progress"]["trouble"]), None)
+
+    def figures(self) -> dict[str, float]:
+        """How it goes, for whoever watches."""
+        at, newest = self.trainer.at, self.saver.newest
+        return self.trainer.meter.read() | {
+            "step": at.step, "total_steps": self.trainer.total_steps, "epoch": at.epoch, "loss": self.loss,
+            "best_score": at.best, "skipped_steps": at.skipped,
+            "checkpoint_step": newest.step if newest else -1,
+            "checkpoint_age_seconds": time.monotonic() - self.saver.newest_time,
+        }  # fmt: skip
+
+    def close(self) -> None:
+        self.saver.close()
+        if self.events:
+            self.events.close()
+
+    # What is told
+
+    def _event(self, kind: str, **values: object) -> None:
+        if self.events:
+            self.events.write(kind, self.trainer.at.step, **values)
+
+    def _journal(self, kind: str, **values: object) -> None:
+        if self.first:
+            self.journal.write(kind, **values)
+
+    def _met(self, kind: str, words: str, **values: object) -> None:
+        """Something odd that the run goes on after."""
+        self._journal(kind, what=words, **values)
+        say(words, quiet=self.quiet)
 
 
 def train(trainer: Trainer, *sinks: Sink, quiet: bool = False) -> Progress:
     """Train to the end, or until told to stop; what was learned is saved either way."""
-    config, at = trainer.config, trainer.at
-    events = Events(trainer.run / "events.jsonl", *sinks, keep_bytes=at.events)
-    total = trainer.steps_per_epoch * config.epochs
-    bar = progress("training", total, "steps", done=at.step, quiet=quiet)
-    with contextlib.closing(events), _stop_requested() as stop, bar as advance:
-        while at.epoch < config.epochs and not _finished(trainer):
-            for group in trainer.groups():
-                started = time.perf_counter()
-                figures = trainer.step(group)
-                at.batch += len(group)
-                events.write("step", at.step, **figures, seconds=round(time.perf_counter() - started, 4))
-                _check_finite(figures["loss"], trainer)
-                advance(1, note=f"loss {figures['loss']:.3f}")
-                if stop():
-                    saved = trainer.save(events)
-                    say(f"stopped at step {at.step}, saved as {saved.path}; go on with --resume {trainer.run}")
-                    raise KeyboardInterrupt
-                if config.save_steps and at.step % config.save_steps == 0:
-                    trainer.save(events)
-            at.epoch, at.batch = at.epoch + 1, 0
-            if at.epoch % config.validate_every == 0 or at.epoch == config.epochs:
-                _validate(trainer, events, advance, quiet)
-            trainer.save(events)
-    return at
 
+    def warn(name: str, what: str, fix: str) -> None:
+        if what:
+            say(f"{what}; {fix}")
 
-def _check_finite(loss: float, trainer: Trainer) -> None:
-    if not math.isfinite(loss):
-        raise ModelError(
-            f"the loss became {loss} at step {trainer.at.step}",
-            fix=f"a lower rate (--rate {trainer.config.rate / 3:.0e}), or another precision; then start anew",
-        )
-
-
-def _validate(trainer: Trainer, events: Events, advance: Advance, quiet: bool) -> None:
-    started, done = time.perf_counter(), 0
-
-    def note(count: int) -> None:
-        nonlocal done
-        done += count
-        advance(0, note=f"validating: {done} captions")
-
-    validation = trainer.validate(note)
-    better = trainer.judge(validation)
-    advance(0, note=f"best {trainer.config.metric} {trainer.at.best:.1f}")
-    at = trainer.at
-    events.write("validation", at.step, epoch=at.epoch, best=better, **validation.to_dict())
-    shown = ", ".join(
-        f"{lang} BLEU-4 {scores.bleu[3]:.1f} CIDEr-D {scores.cider:.1f}" for lang, scores in validation.scores.items()
-    )
-    mark = "  best so far" if better else ""
-    took = time.perf_counter() - started
-    say(f"epoch {at.epoch}/{trainer.config.epochs}: {shown}  ({took:.0f} s){mark}", quiet=quiet)
-
-
-def _finished(trainer: Trainer) -> bool:
-    return bool(trainer.config.patience) and trainer.at.bad >= trainer.config.patience
+    return Loop(trainer, warn, *sinks, quiet=quiet).train()
 
 
 @contextlib.contextmanager
-def _stop_requested() -> Iterator[Callable[[], bool]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps."""
-    asked = False
+def _stop_requested() -> Iterator[Callable[[], int]]:
+    """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps; its answer is the signal's number."""
+    asked = 0
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal asked
-        if asked:  # a second time means now
+        if asked == number == signal.SIGINT:  # a second time means now
             raise KeyboardInterrupt
-        asked = True
+        asked = number
 
     kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import re
-import time
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
+import cutline
 from cutline import config as configuration
 from cutline.config import Config
 from cutline.console import say
@@ -20,11 +21,13 @@ from cutline.data import mirror
 from cutline.data.corpus import Corpus, Sample
 from cutline.data.sources import read
 from cutline.data.words import Words
-from cutline.engine import checkpoint, weights
+from cutline.engine import folder, snapshot, weights
 from cutline.engine.batches import Batches, Captions, FeatureSource, PictureSource, Source, augments
-from cutline.engine.loop import Trainer
+from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Device, choose_device
 from cutline.engine.task import CaptioningTask
+from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, DataError, ModelError
 from cutline.features import open_or_build
 from cutline.models.captioner import Captioner, build_captioner
@@ -41,18 +44,26 @@ class Prepared:
     task: CaptioningTask
     batches: Batches
     device: Device
+    ranks: Ranks
 
 
 Sources = Callable[[Config, Captioner, list[Sample], list[Sample], bool], tuple[Source, Source]]
 
 
 def prepare(
-    config: Config, *, words: Words | None = None, sources: Sources | None = None, quiet: bool = False
+    config: Config,
+    *,
+    words: Words | None = None,
+    sources: Sources | None = None,
+    ranks: Ranks = ALONE,
+    quiet: bool = False,
 ) -> Prepared:
     """Read the data, build the model, and bring the two together; `sources` says where pictures come from."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = choose_device(config.device)
+    elif ranks.world > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // config.processes))
+    device = choose_device(config.device, ranks.local)
     say(f"device: {device}", quiet=quiet)
     corpus = read(config, quiet=quiet)
     languages = config.data.languages or corpus.languages
@@ -89,10 +100,11 @@ def prepare(
     )
     training = config.training
     batches = Batches(
-        learn_from, captions, config.pictures, seed=config.seed, batch=training.batch, rows=training.captions
-    )
+        learn_from, captions, config.pictures, names=[s.id for s in learn], seed=config.seed, batch=training.batch,
+        rows=training.captions, rank=ranks.rank, world=ranks.world,
+    )  # fmt: skip
     task = CaptioningTask(config, model, words, judge, judge_from)
-    return Prepared(config, corpus, words, model, task, batches, device)
+    return Prepared(config, corpus, words, model, task, batches, device, ranks)
 
 
 def _with_vectors(config: Config, words: Words, quiet: bool) -> tuple[Config, Callable[[Captioner], None]]:
@@ -144,70 +156,53 @@ def fingerprint(corpus: Corpus) -> str:
     return digest.hexdigest()[:32]
 
 
-def create(prepared: Prepared) -> Path:
-    """A new run folder, never one that is there, with all that does not change during the run."""
-    config = prepared.config
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = Path(config.output) / f"{stamp}-{re.sub(r'[^A-Za-z0-9._-]+', '-', config.name)}"
-    path = base
-    for attempt in range(2, 1000):
-        try:
-            path.mkdir(parents=True)
-            break
-        except FileExistsError:
-            path = base.with_name(f"{base.name}-{attempt}")
-    _point(path.parent / "latest", path)
-    (path / "config.toml").write_text(configuration.to_toml(config), encoding="utf-8")
-    (path / "data.txt").write_text(f"{fingerprint(prepared.corpus)}\n{prepared.corpus.source}\n", encoding="utf-8")
-    prepared.words.save(path / "words.json")
+def create(prepared: Prepared, path: Path | None = None) -> Path:
+    """A run folder with all that does not change during the run: a new one, or this one that `folder.make` made."""
+    path = path or folder.make(prepared.config)
     if weights.is_frozen(prepared.model.encoder):
         # What never changes is not in the checkpoints; kept here, the run needs no other file.
         tensors = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
-        safetensors.torch.save_file(tensors, path / "encoder.safetensors")
+        folder.write_durable(path / "encoder.safetensors", safetensors.torch.save(tensors))
+    folder.write_durable(path / "words.json", prepared.words.to_bytes())
+    folder.write_durable(path / "config.toml", configuration.to_toml(prepared.config).encode())
+    folder.point_to(path)
     return path
-
-
-def _point(link: Path, run: Path) -> None:
-    """Let `latest` name the newest run, where the file system has links and the name is not something else's."""
-    draft = link.with_name(f".{run.name}.link")
-    with contextlib.suppress(OSError):
-        if link.is_symlink() or not link.exists():
-            draft.symlink_to(run.name, target_is_directory=True)
-            draft.replace(link)
 
 
 def trainer(prepared: Prepared, run: Path) -> Trainer:
     config = prepared.config
-    return Trainer(prepared.task, prepared.batches, run, config.training, config.seed, prepared.device.torch)
+    return Trainer(
+        prepared.task, prepared.batches, Checkpoints(run, folder.identity(run)), config.training, config.seed,
+        prepared.device.torch, prepared.ranks, _facts(prepared),
+    )  # fmt: skip
 
 
-def resume(run: Path, *, quiet: bool = False) -> tuple[Trainer, Corpus]:
-    """A run as its newest valid checkpoint left it."""
-    config = configuration.load(_file(run, "config.toml"))
-    prepared = prepare(config, words=Words.load(_file(run, "words.json")), quiet=quiet)
-    before = _file(run, "data.txt").read_text(encoding="utf-8").splitlines()
-    if before[0] != fingerprint(prepared.corpus):
-        raise DataError(
-            f"the pictures or captions are not those that {run} learned from",
-            expected=before[1],
-            fix="put the data back as it was, or start a new run",
-        )
-    found = trainer(prepared, run)
-    saved = checkpoint.latest(run / "checkpoints")
-    found.restore(saved)
-    say(f"resuming {run} at step {saved.step}", quiet=quiet)
-    return found, prepared.corpus
+def _facts(prepared: Prepared) -> dict[str, Any]:
+    """What a run learns from and by what, for a resume to compare."""
+    learn, judge, words = prepared.batches.count, len(prepared.task.samples), prepared.words
+    return {
+        "config": configuration.to_dict(prepared.config),
+        "data": {"hash": fingerprint(prepared.corpus), "train": learn, "val": judge},
+        "words": {"hash": hashlib.sha256(words.to_bytes()).hexdigest()[:32], "count": len(words.pieces)},
+        "versions": {
+            "cutline": cutline.__version__, "torch": torch.__version__, "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
+    }  # fmt: skip
 
 
 def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Words, Config]:
     """The captioner of a run with its best weights (or those of `step`), on the CPU, ready to caption."""
-    config = configuration.load(_file(run, "config.toml"))
-    words = Words.load(_file(run, "words.json"))
-    newest = checkpoint.latest(run / "checkpoints")
+    config = folder.settings(run)
+    words = Words.load(folder.file_of(run, "words.json"))
+    checkpoints = Checkpoints(run, folder.identity(run))
+    newest = checkpoints.latest()
     wanted = newest.state["progress"]["best_step"] if step is None else step
-    chosen = next((c for c in checkpoint.verified(run / "checkpoints") if c.step == wanted), None)
-    if chosen is None and (step is not None or wanted >= 0):
+    chosen = next((each for each in checkpoints.verified() if each.step == wanted), None)
+    if chosen is None and step is not None:
         raise ModelError(f"{run} has no valid checkpoint of step {wanted}", fix=f"use step {newest.step}")
+    if chosen is None and wanted >= 0:
+        say(f"{run}: the best weights, of step {wanted}, are not there; those of step {newest.step} are taken")
     chosen = chosen or newest
     bare = replace(config, encoder=replace(config.encoder, weights="none"))  # they come from the run folder
     model = build_captioner(bare, len(words.pieces))
@@ -215,14 +210,8 @@ def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Wo
     model.encoder.requires_grad_(not stored.exists())
     if stored.exists():
         model.encoder.load_state_dict(safetensors.torch.load_file(stored))
-    state = chosen.tensors("model")
-    if chosen.has("average"):
-        state |= chosen.tensors("average")
+    state = snapshot.tensors(chosen, "model")
+    if snapshot.has(chosen, "average"):
+        state |= snapshot.tensors(chosen, "average")
     weights.load(model, state)
     return model.eval(), words, config
-
-
-def _file(run: Path, name: str) -> Path:
-    if not (run / name).is_file():
-        raise ConfigError(f"{run} is not a run folder: it has no {name}", expected="a folder that cutline train made")
-    return run / name

@@ -20,12 +20,13 @@ class Device:
         return f"{self.torch} ({self.reason})"
 
 
-def choose_device(name: str) -> Device:
-    """The device of that name, or for "auto" the best there is, and why."""
+def choose_device(name: str, local: int = 0) -> Device:
+    """The device of that name, or for "auto" the best there is, and why; `local` is the process's number here."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         if gpus:
-            return Device(torch.device("cuda", 0), f"{torch.cuda.get_device_name(0)}, the first of {gpus} GPUs")
+            name = torch.cuda.get_device_name(local % gpus)
+            return Device(torch.device("cuda", local % gpus), f"{name}, number {local % gpus + 1} of {gpus} GPUs")
         why = "this torch build has no CUDA" if torch.version.cuda is None else "no CUDA GPU answers"
         return Device(torch.device("cpu"), f"{why}; {torch.get_num_threads()} threads")
     try:
@@ -34,6 +35,8 @@ def choose_device(name: str) -> Device:
         raise ConfigError(f"unknown device '{name}'", expected="auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(f"device '{name}' is not there", expected=f"one of {gpus} CUDA GPUs", fix="--device auto")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", local % gpus)
     return Device(device, "as asked")
 
 
@@ -49,15 +52,28 @@ class Precision:
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
 
+    @property
+    def searching(self) -> bool:
+        """Whether a gradient that is no number may only mean that fp16's loss is scaled too high, as it is at first."""
+        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
+
     def autocast(self) -> AbstractContextManager[object]:
         if self.dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
 
-def reseed(seed: int, step: int) -> None:
-    """Make every random choice of this step a function of the run's seed and the step alone.
+def reseed(seed: int, step: int, rank: int = 0) -> None:
+    """Make every random choice of this step a function of the run's seed, the step and the rank alone.
 
     Dropout after a resume is then what it would have been without one, whatever was drawn in between.
     """
-    torch.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) % 2**63)
+    torch.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is the GPU's or the machine's way of saying that memory has run out."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("can't allocate memory", "could not allocate", "out of memory", "ALLOC_FAILED", "bad_alloc")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cutline.config import Config, SearchConfig
+from cutline.config import Config
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
-from cutline.engine.batches import Batch, Source, move
+from cutline.engine.batches import Batch, Source, load_readable, move
+from cutline.engine.ranks import ALONE, Ranks
+from cutline.errors import DataError
 from cutline.evaluation.text import Scores, score
 from cutline.models.attention import coverage_penalty
 from cutline.models.captioner import Captioner, TorchStep
@@ -27,6 +29,8 @@ class Validation:
 
     scores: Mapping[str, Scores]
     captions: Mapping[str, Mapping[str, str]]
+    unreadable: Mapping[str, str] = field(default_factory=dict)
+    """Pictures that could not be read, by id, and why; they are in no score."""
 
     def metric(self, name: str) -> float:
         """The score that picks the best weights: the mean over the languages."""
@@ -68,31 +72,61 @@ class CaptioningTask:
             loss = loss + training.attention_weight * share * penalty
         return loss, float(nats.detach())
 
-    def validate(self, batch: int, device: torch.device, advance: Callable[[int], None]) -> Validation:
-        """Caption the validation pictures freely, once in each language, and score what comes out."""
-        scores, captions = {}, {}
+    def validate(
+        self,
+        batch: int,
+        device: torch.device,
+        advance: Callable[[int], None],
+        stop: Callable[[], bool] = lambda: False,
+        ranks: Ranks = ALONE,
+    ) -> Validation | None:
+        """Caption the validation pictures freely, once in each language, and score what comes out.
+
+        The ranks share the pictures and all know all captions in the end. None when any of them was asked to stop.
+        """
+        mine: dict[str, dict[str, str]] = {}
+        unreadable: dict[str, str] = {}
         for lang in self.words.languages:
             there = [index for index, sample in enumerate(self.samples) if sample.captions.get(lang)]
-            if not there:
-                continue
-            found: dict[str, str] = {}
-            for indices, hypotheses in self.decode(there, lang, self.config.search, batch, device):
+            for indices, hypotheses in self.decode(there[ranks.rank :: ranks.world], lang, batch, device, unreadable):
                 for index, best in zip(indices, hypotheses, strict=True):
-                    found[self.samples[index].id] = self.words.decode(best[0].tokens)
+                    mine.setdefault(lang, {})[self.samples[index].id] = self.words.decode(best[0].tokens)
                 advance(len(indices))
-            references = {self.samples[i].id: self.samples[i].captions[lang] for i in there}
-            captions[lang] = found
-            scores[lang] = score(found, references)
-        return Validation(scores, captions)
+                if stop():
+                    break
+        told = ranks.gather((mine, unreadable, stop()))
+        if any(stopped for _, _, stopped in told):
+            return None
+        scores, captions = {}, {}
+        for lang in self.words.languages:
+            found = {id: text for part, _, _ in told for id, text in part.get(lang, {}).items()}
+            references = {s.id: s.captions[lang] for s in self.samples if s.id in found}
+            if found:
+                captions[lang] = {id: found[id] for id in references}  # in the pictures' order, whoever captioned them
+                scores[lang] = score(captions[lang], references)
+        lost = {id: why for _, part, _ in told for id, why in part.items()}
+        if not scores:
+            raise DataError("none of the validation pictures can be read", expected=next(iter(lost.values()), ""))
+        return Validation(scores, captions, lost)
 
     def decode(
-        self, indices: Sequence[int], lang: str, settings: SearchConfig, batch: int, device: torch.device
+        self,
+        indices: Sequence[int],
+        lang: str,
+        batch: int,
+        device: torch.device,
+        unreadable: dict[str, str] | None = None,
     ) -> Iterator[tuple[Sequence[int], list[list[Hypothesis]]]]:
-        """Captions of the pictures at `indices`, a batch at a time."""
+        """Captions of the pictures at `indices`, a batch at a time; notes in `unreadable` those that cannot be read."""
         self.model.eval()
         step = TorchStep(self.model)
         for start in range(0, len(indices), batch):
-            part = indices[start : start + batch]
-            inputs = move(self.source.load(np.asarray(part), None), device)
-            begin, end = self.words.begin(lang), self.words.end
-            yield part, search(step, inputs, begin, end, self.words.forbidden, settings)
+            part = np.asarray(indices[start : start + batch])
+            inputs, kept, reasons = load_readable(self.source, part, None)
+            if unreadable is not None:
+                unreadable.update({self.samples[part[at]].id: why for at, why in reasons.items()})
+            if kept:
+                begin, end = self.words.begin(lang), self.words.end
+                pictures = move(inputs, device)
+                found = search(step, pictures, begin, end, self.words.forbidden, self.config.search)
+                yield part[kept].tolist(), found

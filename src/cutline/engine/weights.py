@@ -35,6 +35,12 @@ def load(model: Captioner, tensors: dict[str, Tensor]) -> None:
             value.copy_(tensors[name])
 
 
+def statistics(model: Captioner) -> list[Tensor]:
+    """What a model notes of its inputs as it learns, beside its weights: the running figures of batch norm, live."""
+    noted = {name for name, _ in model.named_buffers()}
+    return [value for name, value in learned(model).items() if name in noted]
+
+
 def is_frozen(module: nn.Module) -> bool:
     return not any(p.requires_grad for p in module.parameters())
 

@@ -1,0 +1,103 @@
+"""One process of a training run: what `cutline train` supervises, and what torchrun may start as well."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from cutline.cli.evaluate import show
+from cutline.cli.finish import finish
+from cutline.config import Config
+from cutline.data.words import Words
+from cutline.engine import folder, run
+from cutline.engine.alerts import Alerts
+from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.events import tensorboard
+from cutline.engine.health import Health
+from cutline.engine.journal import Journal
+from cutline.engine.loop import Loop, Stopped
+from cutline.engine.ranks import Ranks, joined
+from cutline.engine.resume import resume
+from cutline.engine.supervise import ATTEMPT, RUN
+from cutline.engine.trainer import Trainer
+from cutline.engine.watch import Watched
+from cutline.errors import CutlineError
+
+
+def work(given: Any, config: Config) -> int:
+    """Train to the end as one of the run's processes; the first exports and judges what came out."""
+    first = os.environ["RANK"] == "0"
+    watched = Watched(int(os.environ["RANK"]))
+    try:
+        with joined(config) as ranks, _owned(given, config, ranks) as path:
+            _train(given, config, ranks, path)
+        watched.report("finished")
+        return 0
+    except Stopped as stopped:
+        watched.report("stopped", stopped)
+        return 128 + stopped.number
+    except CutlineError as mistake:
+        watched.report("mistake", mistake)
+        if first:  # the others say the same, or only that it is gone
+            raise
+        return 2
+    except Exception as error:
+        watched.report("error", error)
+        if not watched.folder:  # a supervisor tells it in its own words
+            raise
+        return 1
+
+
+@contextlib.contextmanager
+def _owned(given: Any, config: Config, ranks: Ranks) -> Iterator[Path]:
+    """The run's folder, which the first rank owns: the supervisor's choice or, under torchrun, its own."""
+    if not ranks.first:
+        yield Path(ranks.told(""))  # the first says it when it has prepared everything
+        return
+    if RUN in os.environ:
+        path = Path(os.environ[RUN])
+    else:
+        path = given.resume or (None if given.new else folder.unfinished(config)) or folder.make(config)
+    # Processes that have outlived their supervisor are still saving: wait for them.
+    with folder.held(path, folder.WORKERS_LOCK, patience=30):
+        yield path
+
+
+def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
+    quiet = given.quiet or not ranks.first
+    checkpoints = Checkpoints(path, folder.identity(path))
+    begun = bool(given.resume or checkpoints.candidates() or checkpoints.set_aside())
+    words = Words.load(folder.file_of(path, "words.json")) if begun or not ranks.first else None
+    prepared = run.prepare(config, words=words, ranks=ranks, quiet=quiet)
+    if ranks.first:
+        checkpoints.sweep()
+        if not begun:
+            run.create(prepared, path)
+        if os.environ.get(ATTEMPT, "0") == "0":
+            print(path, flush=True)
+        ranks.told(str(path))
+    trainer = run.trainer(prepared, path)
+    if ranks.told(begun):
+        resume(trainer, allow_changes=given.allow_changes, quiet=quiet)
+    ranks.share(list(prepared.model.state_dict().values()))
+    _learn(given, trainer, quiet)
+    if ranks.first:
+        finished = finish(path, prepared.corpus, prepared.config, "val", quiet=given.quiet)
+        Journal(path).write("finished", step=trainer.at.step)
+        if not given.quiet:
+            show({lang: each.scores for lang, each in finished.judged.items()})
+        print(path, flush=True)
+
+
+def _learn(given: Any, trainer: Trainer, quiet: bool) -> None:
+    """The loop, with someone to look after the machine beside it."""
+    health, journal = trainer.task.config.health, Journal(trainer.run)
+    sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard and trainer.ranks.first else []
+    with contextlib.closing(Alerts(trainer.run, health, journal)) as alerts:
+        loop = Loop(trainer, alerts, *sinks, quiet=quiet)
+        with Health(trainer.run, health, journal, alerts, loop.figures) if trainer.ranks.first else nullcontext():
+            loop.train()

@@ -1,0 +1,144 @@
+"""The folder of a run: made once, owned by one process at a time, found again by the command that made it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cutline import config as configuration
+from cutline.config import Config
+from cutline.engine import journal
+from cutline.errors import ConfigError, CutlineError
+
+ABOUT = "run.json"
+LOCK = "lock"
+WORKERS_LOCK = "worker.lock"
+
+
+def make(config: Config) -> Path:
+    """A new folder for a run with these settings, never one that is there."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    base = Path(config.output) / f"{stamp}-{re.sub(r'[^A-Za-z0-9._-]+', '-', config.name)}"
+    for path in (base, *(base.with_name(f"{base.name}-{attempt}") for attempt in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            break
+    about = {"id": uuid.uuid4().hex, "asked": _asked(config), "made": stamp}
+    (path / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    return path
+
+
+def unmake(path: Path) -> None:
+    """Remove a folder in which no work has begun, and what `make` made to hold it."""
+    if any(path.glob("config.toml")):
+        return
+    for name in (ABOUT, LOCK, WORKERS_LOCK, journal.NAME):
+        (path / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something else is in there: leave it
+        path.rmdir()
+        path.parent.rmdir()
+
+
+def identity(run: Path) -> str:
+    """What tells this run's checkpoints from any other's."""
+    return str(_about(run).get("id", ""))
+
+
+def point_to(run: Path) -> None:
+    """Let `latest` name the newest run, where the file system has links and the name is not something else's."""
+    link = run.parent / "latest"
+    draft = link.with_name(f".{run.name}.link")
+    with contextlib.suppress(OSError):
+        if link.is_symlink() or not link.exists():
+            draft.symlink_to(run.name, target_is_directory=True)
+            draft.replace(link)
+
+
+def unfinished(config: Config) -> Path | None:
+    """The newest run that the same settings have begun and not brought to its end."""
+    asked, output = _asked(config), Path(config.output)
+    found = [path.parent for path in output.glob(f"*/{ABOUT}") if not path.parent.is_symlink()]
+    for run in sorted(found, reverse=True):
+        if _about(run).get("asked") == asked and (run / "config.toml").exists():
+            return None if ended(run) == "finished" else run
+    return None
+
+
+@contextlib.contextmanager
+def held(run: Path, name: str = LOCK, *, patience: float = 0.0) -> Iterator[None]:
+    """Own a run folder, which only one process can; wait so many seconds for another to let go of it."""
+    import fcntl
+
+    try:
+        handle = os.open(run / name, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise CutlineError(f"{run} cannot be written to: {error.strerror}", fix="mend its permissions") from None
+    try:
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if time.monotonic() >= deadline:
+                    holder = os.read(handle, 200).decode() or "another process"
+                    raise CutlineError(
+                        f"{run} is in use by {holder}",
+                        fix="wait for it, or end it; cutline train --new starts another run beside it",
+                    ) from None
+                time.sleep(0.1)
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def settings(run: Path) -> Config:
+    return configuration.load(file_of(run, "config.toml"))
+
+
+def file_of(run: Path, name: str) -> Path:
+    if not (run / name).is_file():
+        raise ConfigError(f"{run} is not a run folder: it has no {name}", expected="a folder that cutline train made")
+    return run / name
+
+
+def write_durable(path: Path, data: bytes) -> None:
+    """Write a file that the run cannot do without: it is there, whole, before anything depends on it."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def ended(run: Path) -> str:
+    """How the work on a run last ended, as its journal has it: finished, stopped, gave_up; empty when it did not."""
+    ways = ("started", "finished", "stopped", "gave_up")
+    last = next((entry for entry in reversed(journal.read(run)) if entry["kind"] in ways), None)
+    return "" if last is None or last["kind"] == "started" else str(last["kind"])
+
+
+def _about(run: Path) -> dict[str, Any]:
+    try:
+        about = json.loads((run / ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def _asked(config: Config) -> str:
+    """A hash of all settings but those that say how the run is looked after."""
+    tables = configuration.to_dict(config)
+    tables.pop("health")
+    return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,54 @@
+"""What happens to a run while it learns: starts, saves, restarts, alerts, the machine's health; each with its time.
+
+Beside it stands `events.jsonl`, what the run has learned: that is a function of its settings and data and comes out the
+same, byte for byte, however often the run was interrupted. The journal is the story of those interruptions, so it is
+only ever added to, by every process that has to do with the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """Appends to `RUN/journal.jsonl`; several processes may, at the same time."""
+
+    def __init__(self, run: Path) -> None:
+        self.path = run / NAME
+
+    def write(self, kind: str, **values: Any) -> bool:
+        """False when it could not be written, as on a full disk: no run ends because of its journal."""
+        entry = {"time": round(time.time(), 3), "kind": kind, **values}
+        line = (json.dumps(entry, ensure_ascii=False, default=str) + "\n").encode()
+        try:
+            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        except OSError:
+            return False
+        try:
+            return os.write(handle, line) == len(line)  # one call, so that lines of two processes never mix
+        except OSError:
+            return False
+        finally:
+            os.close(handle)
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """All whole entries, oldest first; a line that was cut short is left out."""
+    path = run / NAME
+    if not path.exists():
+        return []
+    entries = []
+    for line in path.read_bytes().splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(entry, dict) and "kind" in entry:
+            entries.append(entry)
+    return entries

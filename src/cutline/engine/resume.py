@@ -1,0 +1,130 @@
+"""Going on with a run: from its newest valid checkpoint, and only if it is still the same run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cutline import config as configuration
+from cutline.console import say
+from cutline.engine import folder
+from cutline.engine.checkpoint import Checkpoint
+from cutline.engine.journal import Journal
+from cutline.engine.trainer import Trainer
+from cutline.errors import ConfigError
+
+UNLEARNED = {
+    "name", "output", "threads", "processes", "data.path", "data.format", "data.skip_bad", "training.workers",
+    "training.save_steps", "training.save_minutes", "training.keep", "training.keep_every", "training.unreadable",
+}  # fmt: skip
+"""Settings that have no part in what is learned (the data itself is compared by its hash, processes as ranks)."""
+
+
+def resume(trainer: Trainer, *, allow_changes: bool = False, quiet: bool = False) -> Checkpoint:
+    """Restore the newest valid checkpoint, if the run goes on as it was, or may change."""
+    saved = _restored(trainer)
+    state = saved.state
+    changes = differences(state, {**trainer.facts, "world": trainer.ranks.world})
+    if changes and not allow_changes:
+        raise ConfigError(
+            f"{trainer.run} was not learned like this: " + "; ".join(changes),
+            expected="what it was, so that it goes on as if it had never stopped",
+            fix="put it back; or --allow-changes to go on all the same; or --new for a new run",
+        )
+    journal = Journal(trainer.run)
+    if trainer.ranks.first:
+        journal.write("resumed", step=saved.step, path=saved.path.name)
+    say(f"resuming {trainer.run} at step {saved.step}", quiet=quiet)
+    if changes:
+        if _order(state) != _order(trainer.facts):
+            trainer.at.batch = 0  # the order of the epoch is another one: it begins again
+        if trainer.ranks.first:
+            journal.write("changed", settings=changes)
+            text = configuration.to_toml(trainer.task.config)
+            folder.write_durable(trainer.run / "config.toml", text.encode())
+        say("changed: " + "; ".join(changes), quiet=quiet)
+    return saved
+
+
+def _order(facts: Mapping[str, Any]) -> tuple[Any, ...]:
+    """All that the order of an epoch hangs on."""
+    return facts["data"], facts["config"]["training"]["batch"], facts["config"]["seed"]
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when a checkpoint was saved, each in words."""
+    found = []
+    if before["data"]["hash"] != now["data"]["hash"]:
+        was, is_now = (f"{f['data']['train']} to learn from, {f['data']['val']} to validate on" for f in (before, now))
+        found.append(f"the pictures or captions are others (they were {was}; now {is_now})")
+    if before["words"]["hash"] != now["words"]["hash"]:
+        found.append(f"the vocabulary is another ({before['words']['count']} words, now {now['words']['count']})")
+    if before["world"] != now["world"]:
+        found.append(f"{before['world']} processes learned together, now {now['world']}")
+    old, new = _flat(before["config"]), _flat(now["config"])
+    compared = sorted(key for key in {*old, *new} - UNLEARNED if not key.startswith("health."))
+    changed = [key for key in compared if old.get(key) != new.get(key)]
+    return [*found, *(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)]
+
+
+def _flat(tables: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tables.items():
+        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return flat
+
+
+FAILURES = 2
+"""Failures to load a checkpoint before it is set aside."""
+LOADING = "loading.json"
+
+
+class LoadError(Exception):
+    """A checkpoint is whole and cannot be loaded all the same."""
+
+
+def _restored(trainer: Trainer) -> Checkpoint:
+    """Load the newest checkpoint that verifies; one that fails again and again is set aside. The first rank chooses."""
+    checkpoints, note = trainer.checkpoints, trainer.run / "checkpoints" / LOADING
+    chosen = ""
+    if trainer.ranks.first:
+        told = loading(trainer.run)
+        if told.get("failures", 0) >= FAILURES and (bad := checkpoints.folder / told["name"]).exists():
+            why = f"it failed to load {told['failures']} times: {told.get('why', 'the process died')}"
+            aside = checkpoints.quarantine(bad, why)
+            Journal(trainer.run).write("quarantined", path=str(aside), why=why)
+            say(f"{bad.name} is set aside as {aside}: {why}")
+            told = {}
+        newest = checkpoints.latest()
+        told = told if told.get("name") == newest.path.name else {"failures": 0}
+        note.write_text(json.dumps({**told, "name": newest.path.name}), encoding="utf-8")
+        chosen = newest.path.name
+    chosen = trainer.ranks.told(chosen)
+    saved = next(each for each in checkpoints.verified() if each.path.name == chosen)
+    try:
+        trainer.restore(saved)
+    except Exception as error:
+        if trainer.ranks.first:
+            load_failed(trainer.run, f"{type(error).__name__}: {error}")
+        raise LoadError(f"{saved.path} could not be loaded: {error}") from error
+    if trainer.ranks.first:
+        note.unlink(missing_ok=True)
+    return saved
+
+
+def loading(run: Path) -> dict[str, Any]:
+    """Which checkpoint is being loaded, or was when its process ended, and how often that has failed."""
+    try:
+        told = json.loads((run / "checkpoints" / LOADING).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def load_failed(run: Path, why: str) -> None:
+    told = loading(run)
+    if told:
+        told |= {"failures": told.get("failures", 0) + 1, "why": why}
+        (run / "checkpoints" / LOADING).write_text(json.dumps(told), encoding="utf-8")

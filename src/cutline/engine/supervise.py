@@ -1,0 +1,206 @@
+"""Keeping a run going: its processes are started, watched, and started again from the last verified state.
+
+torch.distributed.elastic starts them, one or many, and ends all when one ends. When to start again is decided here: at
+once if a newer checkpoint was saved since the last time, later and later if not, and no more after a bounded number
+of times. Its own restarts know neither checkpoints nor hangs, and share a port with the processes that died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cutline.config import Config
+from cutline.console import duration, say
+from cutline.engine import folder, machine
+from cutline.engine.alerts import Alerts
+from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.journal import Journal
+from cutline.engine.resume import load_failed, loading
+from cutline.engine.watch import FOLDER, Outcome, Watch
+
+RUN = "CUTLINE_RUN"
+"""The variable of the environment that tells the processes their run folder."""
+ATTEMPT = "CUTLINE_ATTEMPT"
+"""The one that counts the times they were started."""
+PAUSES = (0.0, 2.0, 10.0, 30.0, 60.0)
+"""Seconds before starting again, by how often that has brought nothing yet."""
+SHUTDOWN_SECONDS = 20
+"""How long processes may take to save and end before they are killed."""
+
+
+@dataclass(frozen=True)
+class End:
+    """How an attempt ended: with an exit code to pass on, or a cause to start again after."""
+
+    code: int | None
+    cause: str = ""
+    details: str = ""
+    rank: int = 0
+
+
+def supervise(run: Path, config: Config, command: Sequence[str], *, quiet: bool = False) -> int:
+    """Run `command` (a Python module and its arguments) in as many processes as the run has, until it is done."""
+    journal, checkpoints = Journal(run), Checkpoints(run, folder.identity(run))
+    alerts = Alerts(run, config.health, journal)
+    attempt = fruitless = 0
+    with folder.held(run), contextlib.closing(alerts):
+        while True:
+            newest = checkpoints.candidates()[:1]
+            journal.write("started", pid=os.getpid(), host=os.uname().nodename, attempt=attempt,
+                          processes=config.processes)  # fmt: skip
+            end = _attempt(run, config, command, attempt)
+            if end.code is not None:
+                if end.cause:
+                    journal.write("gave_up", cause=end.cause)
+                return end.code
+            fruitless = 0 if checkpoints.candidates()[:1] != newest else fruitless + 1
+            journal.write("failed", attempt=attempt, rank=end.rank, cause=end.cause, details=end.details)
+            if fruitless > config.health.restarts:
+                journal.write("gave_up", cause=end.cause)
+                alerts("gave_up", f"{run} has failed {fruitless} times without a newer checkpoint: {end.cause}",
+                       "mend what is named, then start the same command again")  # fmt: skip
+                say(end.details.rstrip())
+                return 1
+            pause = PAUSES[min(fruitless, len(PAUSES) - 1)]
+            when = f"in {pause:.0f} s" if pause else "at once"
+            alerts(f"restart-{attempt}", f"{run}: {end.cause}", f"nothing for now: it starts again {when}")
+            journal.write("restarting", attempt=attempt + 1, wait=pause)
+            time.sleep(pause)
+            attempt += 1
+
+
+def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int) -> End:
+    """Start all processes, and see how they end."""
+    # It takes seconds to import and only supervising needs it.
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # how it ended is said below, in fewer words
+    # Restarted ranks would dial the port of the old ones' store and wait there for ever.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    killed_before = machine.oom_kills()
+    with tempfile.TemporaryDirectory(prefix="cutline-") as place, _environment(run, place, attempt):
+        watch = Watch(Path(place), config.processes)
+        launch = LaunchConfig(
+            min_nodes=1, max_nodes=1, nproc_per_node=config.processes, run_id=f"{run.name}-{os.getpid()}-{attempt}",
+            rdzv_backend="c10d", rdzv_endpoint="localhost:0", local_addr="localhost", max_restarts=0,
+            monitor_interval=0.1, shutdown_timeout=SHUTDOWN_SECONDS,
+            logs_specs=DefaultLogsSpecs(log_dir=f"{place}/logs"),
+        )  # fmt: skip
+        with _watchdog(watch, 60 * config.health.hang_minutes) as hang:
+            try:
+                elastic_launch(launch, sys.executable)("-m", *command)
+                return End(0)
+            except SignalException as stopped:
+                return End(128 + stopped.sigval)
+            except ChildFailedError as failed:
+                rank, first = min(failed.failures.items(), key=lambda each: each[1].timestamp)
+                told = watch.outcome(rank)
+                code = _passed_on(first.exitcode, told)
+                if code is not None:
+                    return End(code, told.what if told and told.kind == "mistake" else "")
+                if hang:
+                    minutes = duration(60 * config.health.hang_minutes)
+                    return End(None, f"nothing went on for {minutes}: it hangs", hang[0], rank)
+                if -first.exitcode in _CRASHES and loading(run):
+                    load_failed(run, f"the process died of {signal.Signals(-first.exitcode).name}")
+                out_of_memory = machine.oom_kills() > killed_before
+                cause = _cause(first.exitcode, told, out_of_memory)
+                return End(None, f"rank {rank} {cause}" if config.processes > 1 else f"the process {cause}",
+                           told.details if told else "", rank)  # fmt: skip
+
+
+_CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
+
+
+def _passed_on(exitcode: int, told: Outcome | None) -> int | None:
+    """The exit code of an end that starting again would not change."""
+    if told and told.kind == "mistake":
+        return 2
+    if told and told.kind == "stopped":
+        return exitcode if exitcode > 0 else 128 - exitcode
+    return None
+
+
+def _cause(exitcode: int, told: Outcome | None, out_of_memory: bool) -> str:
+    """Why a process ended, in words."""
+    if exitcode == -signal.SIGKILL:
+        if out_of_memory:
+            return "was killed by the OOM killer: memory ran out (a smaller --batch, fewer --workers)"
+        return "was killed (SIGKILL): by hand, or by the OOM killer of the machine; dmesg may know"
+    if exitcode < 0:
+        meaning = {
+            signal.SIGSEGV: "a fault in compiled code",
+            signal.SIGBUS: "a file that it read was cut short, or a disk or memory error",
+            signal.SIGABRT: "compiled code gave up",
+            signal.SIGTERM: "it was told to stop",
+        }.get(signal.Signals(-exitcode), "")
+        return f"died of {signal.Signals(-exitcode).name}" + (f": {meaning}" if meaning else "")
+    if told is None or not told.what:
+        return f"ended with code {exitcode} and without a word"
+    for mark, words in _KNOWN.items():
+        if mark in told.what:
+            return f"{words}: {told.what}"
+    return f"failed: {told.what}"
+
+
+_KNOWN = {
+    "CUDA out of memory": "ran out of GPU memory even with the smallest batch",
+    "MemoryError": "ran out of memory",
+    "can't allocate memory": "ran out of memory",
+    "No space left": "found the disk full",
+    "could not be saved": "could not save",
+    "Read-only file system": "found the disk read-only",
+    "CUDA error": "lost its GPU",
+    "NCCL": "lost the others",
+    "Connection closed by peer": "lost the others",
+    "LoadError": "could not load a checkpoint",
+}
+"""Marks in the words of errors, and what they mean."""
+
+
+@contextlib.contextmanager
+def _environment(run: Path, place: str, attempt: int) -> Iterator[None]:
+    added = {RUN: str(run), FOLDER: place, ATTEMPT: str(attempt)}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextlib.contextmanager
+def _watchdog(watch: Watch, limit: float) -> Iterator[list[str]]:
+    """End the processes when nothing has gone on for `limit` seconds; the list then holds where they were."""
+    found: list[str] = []
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(min(1.0, limit / 10)):
+            if watch.still_for() > limit:
+                found.append(watch.stacks())
+                watch.kill()
+                return
+
+    thread = threading.Thread(target=look, name="watchdog", daemon=True)
+    if limit:
+        thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        if limit:
+            thread.join()

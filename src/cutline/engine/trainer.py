@@ -1,0 +1,249 @@
+"""A run in memory: its task, optimizer and position, what a step is, and how all of it is saved and restored."""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+
+from cutline.config import TrainingConfig
+from cutline.engine import snapshot, weights
+from cutline.engine.average import Average
+from cutline.engine.batches import Batch, Batches
+from cutline.engine.checkpoint import Checkpoint, Checkpoints
+from cutline.engine.ranks import ALONE, Ranks
+from cutline.engine.runtime import Precision, out_of_memory, reseed
+from cutline.engine.saver import Moment
+from cutline.engine.schedule import rate_factor
+from cutline.engine.task import CaptioningTask, Validation
+
+
+@dataclass
+class Progress:
+    """Where a run stands: with the weights and the optimizer, all that it needs to go on."""
+
+    step: int = 0
+    epoch: int = 0
+    """Epochs learned from to their end."""
+    batch: int = 0
+    """Batches of the epoch after those that were learned from."""
+    validated: int = 0
+    """Epochs after which validation was done, or not due."""
+    best: float = -math.inf
+    best_step: int = -1
+    bad: int = 0
+    """Validations since the best."""
+    drops: int = 0
+    """Plateaus met."""
+    skipped: int = 0
+    """Steps whose loss or gradient was no number."""
+    trouble: int = 0
+    """Ten for each of those, less one for each good step since."""
+    setbacks: int = 0
+    """Times that the run went back to an older state, each at half the rate."""
+    split: int = 1
+    """Parts that a batch is split into, since it did not fit into memory whole."""
+    unreadable: int = 0
+    """Pictures of this epoch that could not be read."""
+    events: int = 0
+    """Bytes of the event log that belong to this state."""
+
+
+@dataclass
+class Meter:
+    """What the loop's time goes into, for whoever watches it."""
+
+    steps: int = 0
+    waited: float = 0.0
+    since: float = field(default_factory=time.monotonic)
+
+    def read(self) -> dict[str, float]:
+        """Speed, and the share of the time spent waiting for pictures, since this was last asked."""
+        now = time.monotonic()
+        took = max(now - self.since, 1e-9)
+        figures = {"steps_per_second": self.steps / took, "loader_wait_share": min(self.waited / took, 1.0)}
+        self.steps, self.waited, self.since = 0, 0.0, now
+        return figures
+
+
+class Trainer:
+    """One run: its task, optimizer and position."""
+
+    def __init__(
+        self,
+        task: CaptioningTask,
+        batches: Batches,
+        checkpoints: Checkpoints,
+        config: TrainingConfig,
+        seed: int,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        facts: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`facts` say what the run learns from; they go into every checkpoint, for a resume to compare."""
+        self.task, self.batches, self.checkpoints, self.config = task, batches, checkpoints, config
+        self.run = checkpoints.folder.parent
+        self.seed, self.device, self.ranks, self.facts = seed, device, ranks, facts or {}
+        groups = weights.parameter_groups(task.model, task.config)
+        self.rates = [float(group["lr"]) for group in groups]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.precision = Precision(config.precision, device)
+        self.average = Average(weights.learned(task.model), config.ema) if config.ema else None
+        self.statistics = weights.statistics(task.model)
+        self.at = Progress()
+        self.meter = Meter()
+        self.steps_per_epoch = -(-len(batches) // config.accumulate)
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.config.epochs
+
+    # What a step is
+
+    def step(self, batches: list[Batch], *, stop: bool = False) -> dict[str, float]:
+        """Learn from some batches as if they were one.
+
+        `stop` is passed on to all ranks: what comes back says whether any of them was asked to stop, and how many
+        pictures could not be read. A loss or gradient that is no number leaves the weights as they are.
+        """
+        self.task.model.train()
+        self._set_rate()
+        own = sum(batch.words for batch in batches), sum(len(batch) for batch in batches)
+        lost = sum(len(batch.unreadable) for batch in batches)
+        tokens, pictures, unreadable, stops = self.ranks.total(*own, lost, stop)
+        if not pictures:  # not one of them can be read
+            self._note(sound=True)
+            return {"loss": math.nan, "norm": 0.0, "rate": 0.0, "unreadable": unreadable, "stop": stops}
+        before = [value.clone() for value in self.statistics]
+        nats = self._backward(batches, int(tokens), int(pictures), before)
+        self.ranks.add_gradients(self.parameters)
+        (nats,) = self.ranks.total(nats)
+        self.precision.scaler.unscale_(self.optimizer)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf))
+        loss = nats / tokens
+        sound = math.isfinite(norm) and math.isfinite(loss)
+        if sound or self.precision.searching:
+            self.precision.scaler.step(self.optimizer)
+        self.precision.scaler.update()
+        if not sound:
+            self._forget(before)
+        self._note(sound)
+        return {
+            "loss": loss, "norm": norm, "rate": self.optimizer.param_groups[0]["lr"],
+            "unreadable": unreadable, "stop": stops,
+        }  # fmt: skip
+
+    def _note(self, sound: bool) -> None:
+        at = self.at
+        at.step += 1
+        self.meter.steps += 1
+        if sound:
+            at.trouble = max(0, at.trouble - 1)
+        elif not self.precision.searching:
+            at.skipped, at.trouble = at.skipped + 1, at.trouble + 10
+        if self.average and sound:
+            self.average.update(at.step)
+
+    def _set_rate(self) -> None:
+        factor = rate_factor(self.config, self.at.step, self.steps_per_epoch, self.at.drops) * 0.5**self.at.setbacks
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _backward(self, batches: list[Batch], tokens: int, pictures: int, before: list[torch.Tensor]) -> float:
+        """Gradients of a step, in as many parts as memory asks for; returns the summed nats."""
+        sampling = self.config.scheduled_sampling * self.at.step / max(self.total_steps, 1)
+        while True:
+            reseed(self.seed, self.at.step, self.ranks.rank)
+            self.optimizer.zero_grad(set_to_none=True)
+            nats = 0.0
+            try:
+                for part in (part for batch in batches for part in batch.parts(self.at.split)):
+                    moved = part.to(self.device)
+                    with self.precision.autocast():
+                        loss, summed = self.task.loss(moved, len(part) / pictures, tokens, sampling)
+                    self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                    nats += summed
+                return nats
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.at.split >= max(map(len, batches)):
+                    raise
+            # Outside of the handler: while the error lives, so do the tensors of the frames it came through.
+            self.at.split *= 2
+            self._forget(before)
+            self.optimizer.zero_grad(set_to_none=True)
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _forget(self, before: list[torch.Tensor]) -> None:
+        """Put the figures of batch norm back to what they were before a step that does not count."""
+        for live, old in zip(self.statistics, before, strict=True):
+            live.copy_(old)
+
+    # What it learns from, and how well it does
+
+    def groups(self) -> Iterator[list[Batch]]:
+        """What is left of the epoch, in groups of batches that make a step."""
+        batches = self.batches.iterate(self.at.epoch, self.at.batch, self.config.workers)
+        while True:
+            started = time.monotonic()
+            group = list(islice(batches, self.config.accumulate))
+            self.meter.waited += time.monotonic() - started
+            if not group:
+                return
+            yield group
+
+    def validate(self, advance: Callable[[int], None], stop: Callable[[], bool] = lambda: False) -> Validation | None:
+        """Score free captions with the averaged weights, if there is an average; None when any rank was stopped."""
+        with self.average.in_place() if self.average else nullcontext():
+            self.ranks.share(self.statistics)
+            return self.task.validate(self.config.batch, self.device, advance, stop, self.ranks)
+
+    def judge(self, validation: Validation) -> bool:
+        """Note the score; True when it is the best so far."""
+        value = validation.metric(self.config.metric)
+        if value > self.at.best:
+            self.at.best, self.at.best_step, self.at.bad = value, self.at.step, 0
+            return True
+        self.at.bad += 1
+        if self.config.schedule == "plateau":
+            self.at.drops += 1
+        return False
+
+    # What lasts
+
+    def moment(self) -> Moment:
+        state = {
+            "progress": asdict(self.at),
+            "groups": self.optimizer.state_dict()["param_groups"],
+            "scaler": self.precision.scaler.state_dict(),
+            "world": self.ranks.world,
+            **self.facts,
+        }
+        return Moment(self.at.step, self.at.best_step, state)
+
+    def tensors(self) -> dict[str, snapshot.Tensors]:
+        groups: dict[str, snapshot.Tensors] = {
+            "model": weights.learned(self.task.model),
+            "optimizer": snapshot.pack_optimizer(self.optimizer),
+        }
+        if self.average:
+            groups["average"] = self.average.mean
+        return groups
+
+    def restore(self, saved: Checkpoint) -> None:
+        weights.load(self.task.model, snapshot.tensors(saved, "model"))
+        state = saved.state
+        snapshot.unpack_optimizer(self.optimizer, snapshot.tensors(saved, "optimizer"), state["groups"])
+        self.precision.scaler.load_state_dict(state["scaler"])
+        if self.average:
+            self.average.load(snapshot.tensors(saved, "average"))
+        self.at = Progress(**state["progress"])
