@@ -50,7 +50,8 @@ class _File:
         self.layout, self.pinned = layout, pinned
         header: dict[str, Any] = {}
         end = 0
-        for key, dtype, shape in sorted(layout, key=lambda each: (-each[1].itemsize, each[0])):  # so that all are aligned
+        # The widest first, so that all are aligned; and by name, so that the same state gives the same bytes.
+        for key, dtype, shape in sorted(layout, key=lambda each: (-each[1].itemsize, each[0])):
             start, end = end, end + dtype.itemsize * torch.Size(shape).numel()
             header[key] = {"dtype": _KINDS[dtype], "shape": list(shape), "data_offsets": [start, end]}
         text = json.dumps(header).encode()
