@@ -88,8 +88,10 @@ def test_read_from_the_end_it_is_what_reading_from_the_front_gives(
         file.write_bytes(whole + chance.choice([b"", b'{"kind"', b'{"kind": "b", "half": 1}']))
         assert [*backwards(file)] == rows[::-1]
         assert [*backwards(file, b'"kind": "a"')] == [row for row in rows[::-1] if row["kind"] == "a"]
-        assert Tail(file).skip() == len(whole)
         assert Tail(file).added() == rows
+        tail = Tail(file)
+        assert tail.skip() == len(whole)
+        assert tail.added() == []
 
 
 def test_what_is_added_is_read_once_and_only_when_it_is_whole(tmp_path: Path) -> None:
@@ -102,6 +104,8 @@ def test_what_is_added_is_read_once_and_only_when_it_is_whole(tmp_path: Path) ->
         assert tail.added() == []
         out.write(b': "b"}\nno JSON\n[1]\n{"kind": "c"}\n')
         assert tail.added() == [{"kind": "b"}, {"kind": "c"}]
+        out.write(b'{"kind": "d"}\n')
+        assert tail.added() == [{"kind": "d"}]
 
 
 def test_a_file_that_was_cut_and_has_grown_again_is_begun_anew(tmp_path: Path) -> None:
@@ -262,8 +266,9 @@ def test_verify_finds_damage_and_a_log_that_is_too_short(writer: Writer) -> None
         file.write(b'{"half')
     assert states(writer.path) == whole
     log = (writer.path / "events.jsonl").read_bytes()
-    (writer.path / "events.jsonl").write_bytes(log[: log.index(b"\n") + 5])
+    (writer.path / "events.jsonl").write_bytes(log[: log.index(b"\n") + 1])
     assert states(writer.path) == whole | {"events.jsonl": "damaged"}
+    assert [found.why for found in tidy.verify(Run(writer.path))][2].startswith("has ")
     (writer.path / "events.jsonl").write_bytes(b"x" + log)
     assert states(writer.path) == whole | {"events.jsonl": "damaged"}
     (writer.path / "events.jsonl").write_bytes(log)

@@ -6,9 +6,11 @@ from an older checkpoint.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ def backwards(path: Path, having: bytes = b"", end: int | None = None) -> Iterat
     A block without it is passed over unparsed, so that the last validation of a million steps is found at the speed of
     the disk.
     """
-    return _entries(line for _, line in _lines(path, having, end) if having in line)
+    return _entries(line for line in _lines(path, having, _end(path) if end is None else end) if having in line)
 
 
 class Tail:
@@ -34,8 +36,8 @@ class Tail:
 
     def skip(self) -> int:
         """Go behind the last whole line without reading those before it; where that is."""
-        self.at, line = next(_lines(self.path, b"", None), (0, b""))
-        self._last = line + b"\n" if self.at else b""
+        self.at = _end(self.path)
+        self._last = b"".join(line + b"\n" for line in islice(_lines(self.path, b"", self.at), 1))
         return self.at
 
     def added(self) -> list[Entry] | None:
@@ -59,34 +61,32 @@ class Tail:
         return None
 
 
-def _lines(path: Path, having: bytes, end: int | None) -> Iterator[tuple[int, bytes]]:
-    """Whole lines, last first, each with where it ends; a block of the file without `having` is left out."""
-    try:
-        file = path.open("rb")
-    except OSError:
-        return
-    with file:
-        start = file.seek(0, os.SEEK_END) if end is None else end
-        front, whole = b"", False  # a line's beginning, for the block before; whether the end of a line was seen
+def _end(path: Path) -> int:
+    """Where the last whole line ends."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.seek(0, os.SEEK_END)
         while start:
             size = min(BLOCK, start)
             start -= size
             file.seek(start)
+            if (last := file.read(size).rfind(b"\n")) >= 0:
+                return start + last + 1
+    return 0
+
+
+def _lines(path: Path, having: bytes, end: int) -> Iterator[bytes]:
+    """The lines before byte `end`, where one ends, last first; a block of the file without `having` is left out."""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start, front = end - 1, b""  # without the last newline; the front of a line belongs to the block before
+        while start > 0:
+            size = min(BLOCK, start)
+            start -= size
+            file.seek(start)
             front, newline, rest = (file.read(size) + front).partition(b"\n")
-            if not newline:
-                front = front if whole else b""
-                continue
-            if having in rest:
-                lines = rest.split(b"\n")
-                if not whole:
-                    lines.pop()  # what is behind the last newline
-                stop = start + len(front) + 1 + sum(len(line) + 1 for line in lines)
-                for line in reversed(lines):
-                    yield stop, line
-                    stop -= len(line) + 1
-            whole = True
-        if whole:
-            yield len(front) + 1, front
+            if newline and having in rest:
+                yield from reversed(rest.split(b"\n"))
+        if end:
+            yield front
 
 
 def _entries(lines: Iterable[bytes]) -> Iterator[Entry]:

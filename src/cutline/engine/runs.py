@@ -182,6 +182,8 @@ class Run:
         self.path, self.name = path, path.resolve().name
         self._training = _settings(path).get("training", {})
         self.metric = str(self._training.get("metric", "cider"))
+        self.ending = "_cider" if self.metric == "cider" else "_bleu_4"
+        """What that score's name ends with in a validation; before it stands the language."""
         self._journal = Tail(path / journal.NAME)
         self.history = History()
         self.curve = Curve(path / "events.jsonl")
@@ -245,8 +247,8 @@ class Run:
 
     def score(self, validation: Entry) -> float | None:
         """What picks the best weights: the mean over the languages."""
-        ending = "_cider" if self.metric == "cider" else "_bleu_4"
-        values = [value for key, value in validation.items() if key.endswith(ending) and isinstance(value, int | float)]
+        of = {key: value for key, value in validation.items() if key.endswith(self.ending)}
+        values = [value for value in of.values() if isinstance(value, int | float)]
         return sum(values) / len(values) if values else None
 
     def validations(self) -> list[Entry]:
