@@ -162,7 +162,8 @@ class Checkpoints:
         path.rename(aside)
         with contextlib.suppress(OSError):  # on a full disk, or of what is no folder at all: out of the way is enough
             (aside / "why.txt").write_text(why + "\n", encoding="utf-8")
-        _sync_folder(self.folder)
+        for folder in (there, self.folder):  # in this order: its new name lasts before its old one goes
+            _sync_folder(folder)
         return aside
 
     def set_aside(self) -> list[Path]:
@@ -208,12 +209,16 @@ class Checkpoints:
         return [path for path in self.candidates() if _place(path)[0] == step]
 
     def _remove(self, paths: list[Path]) -> list[Path]:
-        for path in paths:
-            gone = path.with_name(f".{path.name}.gone.tmp")
+        """Out of sight first, and for good: neither half there nor, after a power loss, there again."""
+        hidden = {path: path.with_name(f".{path.name}.gone.tmp") for path in paths}
+        for path, gone in hidden.items():
             _delete(gone)  # of an earlier removal that was cut short
             with contextlib.suppress(FileNotFoundError):
-                os.rename(path, gone)  # noqa: PTH104 - out of sight at once, never half there
-                _delete(gone)
+                os.rename(path, gone)  # noqa: PTH104
+        if hidden:
+            _sync_folder(self.folder)
+        for gone in hidden.values():
+            _delete(gone)
         return paths
 
 
