@@ -77,7 +77,9 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     say("exporting the bundle", quiet=quiet)
     bundle = run / "bundle"
     torch_captioner = export(run, bundle, force=True)
-    samples = corpus.split(split)
+    samples = [sample for sample in corpus.split(split) if sample.image.is_file()]
+    if gone := len(corpus.split(split)) - len(samples):
+        say(f"{gone} pictures of the split {split} are no longer there; they are in no score")
     pictures = [sample.image for sample in samples[:CHECKED]]
     agreement = check_bundle(torch_captioner, bundle, pictures)
     say(f"the bundle against PyTorch: {agreement}", quiet=quiet)

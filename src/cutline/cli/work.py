@@ -16,6 +16,7 @@ from cutline.data.words import Words
 from cutline.engine import folder, run
 from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.estimate import Needs
 from cutline.engine.events import tensorboard
 from cutline.engine.health import Health
 from cutline.engine.journal import Journal
@@ -76,6 +77,7 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     if ranks.first:
         checkpoints.sweep()
         if not begun:
+            Needs.of(prepared).check(path)
             run.create(prepared, path)
         if os.environ.get(ATTEMPT, "0") == "0":
             print(path, flush=True)

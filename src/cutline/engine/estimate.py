@@ -5,16 +5,16 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import psutil
 import torch
 
 from cutline.config import Config
 from cutline.console import duration
 from cutline.data.corpus import Sample
-from cutline.engine import run, weights
+from cutline.engine import machine, run, weights
 from cutline.engine.batches import Source
 from cutline.engine.trainer import Trainer
 from cutline.errors import CutlineError
@@ -30,28 +30,28 @@ def dry_run(config: Config, *, quiet: bool = False) -> str:
     """Read everything, take a few steps, and say what the whole would take; nothing is left behind."""
     trial = _Trial()
     prepared = run.prepare(config, sources=trial.sources, quiet=quiet)
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = run.trainer(prepared, Path(folder))
+    with tempfile.TemporaryDirectory() as place:
+        trainer = run.trainer(prepared, Path(place))
         seconds, words = _step_seconds(trainer)
         checked = _validation_seconds(trainer)
     steps = trainer.steps_per_epoch * config.training.epochs
     validations = -(-config.training.epochs // config.training.validate_every)
-    disk, free = _checkpoint_bytes(prepared) + trial.bytes, shutil.disk_usage(_existing(Path(config.output))).free
+    needs = Needs.of(prepared)
+    disk, free = needs.disk + trial.bytes, shutil.disk_usage(_existing(Path(config.output))).free
     learn, judge = prepared.batches.count, len(prepared.task.samples)
     took = duration(trial.seconds + steps * seconds + validations * checked)
     lines = [
         f"data       {learn} pictures to learn from, {judge} to validate on",
         f"model      {_shapes(prepared)}",
         f"steps      {steps}: {config.training.epochs} epochs of {trainer.steps_per_epoch}, {words} words in a step",
-        f"memory     {_memory(prepared.device.torch)}",
+        f"memory     {_memory(prepared)}",
         f"disk       {disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB free",
         f"time       {took}: {trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
     ]
-    if disk > free:
-        raise CutlineError(
-            "\n".join(lines) + f"\nthe run would need {disk / 1e9:.2f} GB of disk where {free / 1e9:.1f} GB are free",
-            fix="--output on a larger disk, or training.keep = 1 in the config file",
-        )
+    try:
+        replace(needs, disk=disk).check(Path(config.output))
+    except CutlineError as short:
+        raise CutlineError("\n".join([*lines, short.what]), fix=short.fix) from None
     return "\n".join(lines)
 
 
@@ -87,12 +87,41 @@ class _Trial:
         return tuple(torch.from_numpy(part[indices % len(part)]) for part in self.features)
 
 
-def _checkpoint_bytes(prepared: run.Prepared) -> int:
-    training = prepared.config.training
-    learned = sum(v.numel() * v.element_size() for v in weights.learned(prepared.model).values())
-    frozen = sum(v.numel() * v.element_size() for v in prepared.model.encoder.state_dict().values())
-    copies = 4 if training.ema else 3  # weights, the two moments of Adam, the average
-    return int(learned * copies * (training.keep + 2) + 2 * frozen)  # the encoder is in the bundle as well
+@dataclass(frozen=True)
+class Needs:
+    """What a run cannot do without, in bytes; a step's own memory comes on top."""
+
+    disk: int
+    memory: int
+
+    @classmethod
+    def of(cls, prepared: run.Prepared) -> Needs:
+        training = prepared.config.training
+        learned = sum(v.numel() * v.element_size() for v in weights.learned(prepared.model).values())
+        frozen = sum(v.numel() * v.element_size() for v in prepared.model.encoder.state_dict().values())
+        saved = learned * (4 if training.ema else 3)  # weights, the two moments of Adam, the average
+        # On disk the newest ones, the best, and the one that is being written; the encoder is in the bundle as well.
+        # In memory the state itself, its gradients, and the copy that is saved from; on a GPU only that copy.
+        copies = saved if prepared.device.torch.type == "cuda" else 2 * saved + learned
+        return cls(saved * (max(training.keep, 1) + 2) + 2 * frozen, copies)
+
+    def check(self, place: Path) -> None:
+        """Refuse to begin what could not be brought to its end."""
+        free, available = shutil.disk_usage(_existing(place)).free, machine.memory_available()
+        if self.disk > free:
+            raise CutlineError(
+                f"the run needs {_size(self.disk)} of disk in {place}, {_size(free)} are free",
+                fix="--output on a larger disk, or training.keep = 1 in the config file",
+            )
+        if self.memory > available:
+            raise CutlineError(
+                f"the run needs {_size(self.memory)} of memory for its state alone, {_size(available)} are available",
+                fix="a smaller model (--hidden, --encoder), or end what else uses memory",
+            )
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
 def _existing(path: Path) -> Path:
@@ -138,11 +167,13 @@ def _shapes(prepared: run.Prepared) -> str:
     )
 
 
-def _memory(device: torch.device) -> str:
+def _memory(prepared: run.Prepared) -> str:
+    device = prepared.device.torch
     if device.type == "cuda":
         peak, whole = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
         return f"{peak / 1e9:.1f} GB of the GPU's {whole / 1e9:.1f} GB at the peak of a step"
     import resource
 
+    state = f"{_size(Needs.of(prepared).memory)} for the state, "
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f"{peak / 1e9:.1f} GB at the peak so far, {psutil.virtual_memory().available / 1e9:.1f} GB available"
+    return f"{state}{_size(peak)} at the peak so far, {_size(machine.memory_available())} available"

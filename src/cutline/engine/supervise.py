@@ -53,7 +53,7 @@ def supervise(run: Path, config: Config, command: Sequence[str], *, quiet: bool 
     journal, checkpoints = Journal(run), Checkpoints(run, folder.identity(run))
     alerts = Alerts(run, config.health, journal)
     attempt = fruitless = 0
-    with folder.held(run), contextlib.closing(alerts):
+    with folder.held(run, patience=1), contextlib.closing(alerts):
         while True:
             newest = checkpoints.candidates()[:1]
             journal.write("started", pid=os.getpid(), host=os.uname().nodename, attempt=attempt,

@@ -1,0 +1,108 @@
+"""Several processes that learn as one: the same order, the same curve, one log, one checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+TOLERANCE = 1e-4
+"""Of the loss, relative: floats are added up in another order, and nothing else differs."""
+
+
+@pytest.fixture(scope="module")
+def still(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+    """Settings under which nothing is random but the order: no dropout; and no batch norm that learns.
+
+    Dropout draws other numbers in each process, and batch norm sees its own process's share only.
+    """
+    text = tiny_config.read_text().replace("hidden = 48", "hidden = 48\ndropout = 0.0")
+    text = text.replace("save_steps = 3", "save_steps = 3\nfeatures = false\naccumulate = 2").replace(
+        "batch = 32", "batch = 10"
+    )
+    file = tmp_path_factory.mktemp("still") / "still.toml"
+    file.write_text(text + '\n[encoder]\nname = "small"\ntrain = "nothing"\n')
+    return file
+
+
+def trained(run_cutline: Run, config: Path, data: Path, output: Path, *flags: object) -> Path:
+    done = run_cutline("train", "--preset", "scenes", "--config", config, "--data", data, "--output", output, *flags)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, still: Path, scenes_folder: Path, run_cutline: Run) -> Path:
+    return trained(run_cutline, still, scenes_folder, tmp_path_factory.mktemp("one"))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, still: Path, scenes_folder: Path, run_cutline: Run) -> Path:
+    return trained(run_cutline, still, scenes_folder, tmp_path_factory.mktemp("two"), "--processes", 2)
+
+
+def events(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_learn_what_one_does(one: Path, two: Path) -> None:
+    """96 pictures in batches of 10, two batches a step: shares of 5 and 5, and of 3 and 3 in the last one."""
+    steps = [[e for e in events(run) if e["kind"] == "step"] for run in (one, two)]
+    assert len(steps[0]) == len(steps[1]) == 10
+    for alone, together in zip(*steps, strict=True):
+        for figure in ("loss", "norm"):
+            assert together[figure] == pytest.approx(alone[figure], rel=TOLERANCE)
+        assert together["rate"] == alone["rate"]
+
+
+def test_all_validation_pictures_are_scored_once(one: Path, two: Path) -> None:
+    scores = [[e for e in events(run) if e["kind"] == "validation"] for run in (one, two)]
+    for alone, together in zip(*scores, strict=True):
+        assert together["en_count"] == alone["en_count"] == 12
+        assert {k: v for k, v in together.items() if "_" in k} == pytest.approx(
+            {k: v for k, v in alone.items() if "_" in k},
+            abs=2,  # a word may tip over
+        )
+
+
+def test_a_checkpoint_is_written_once(two: Path) -> None:
+    saved = [json.loads(line) for line in (two / "journal.jsonl").read_text().splitlines()]
+    paths = [entry["path"] for entry in saved if entry["kind"] == "saved"]
+    assert len(paths) == len(set(paths)) > 2
+    assert not list((two / "checkpoints").glob(".*"))
+
+
+def test_another_number_of_processes_is_named_and_refused(
+    tmp_path: Path, two: Path, still: Path, run_cutline: Run
+) -> None:
+    run = shutil.copytree(two, tmp_path / "run")
+    refused = run_cutline("train", "--resume", run, "--processes", 1)
+    assert refused.returncode == 2
+    assert "2 processes learned together, now 1" in refused.stderr
+    allowed = run_cutline("train", "--resume", run, "--processes", 1, "--allow-changes")
+    assert allowed.returncode == 0, allowed.stderr
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_torchrun_does_as_well(
+    processes: int, tmp_path: Path, still: Path, scenes_folder: Path, one: Path, two: Path
+) -> None:
+    """Plain torchrun, which starts the processes by itself: the same log as under our own supervisor, byte for byte."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+        "-m", "cutline", "train", "--preset", "scenes", "--config", still, "--data", scenes_folder, "--output", tmp_path,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    run = Path(done.stdout.splitlines()[-1])
+    expected = {1: one, 2: two}[processes]
+    assert (run / "events.jsonl").read_bytes() == (expected / "events.jsonl").read_bytes()
