@@ -72,16 +72,7 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     quiet = given.quiet or not ranks.first
     checkpoints = Checkpoints(path, folder.identity(path))
     begun = bool(given.resume or checkpoints.candidates() or checkpoints.set_aside())
-    words = Words.load(folder.file_of(path, "words.json")) if begun or not ranks.first else None
-    prepared = run.prepare(config, words=words, ranks=ranks, quiet=quiet)
-    if ranks.first:
-        checkpoints.sweep()
-        if not begun:
-            Needs.of(prepared).check(path)
-            run.create(prepared, path)
-        if os.environ.get(ATTEMPT, "0") == "0":
-            print(path, flush=True)
-        ranks.told(str(path))
+    prepared = _prepared_in_turn(given, config, ranks, path, begun, quiet)
     trainer = run.trainer(prepared, path)
     if ranks.told(begun):
         resume(trainer, allow_changes=given.allow_changes, quiet=quiet)
@@ -93,6 +84,32 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
         if not given.quiet:
             show({lang: each.scores for lang, each in finished.judged.items()})
         print(path, flush=True)
+
+
+def _prepared_in_turn(given: Any, config: Config, ranks: Ranks, path: Path, begun: bool, quiet: bool) -> run.Prepared:
+    """First the first rank, which learns the words and makes the folder; then one on each machine, then the others.
+
+    Whoever comes later finds the words and the features of every picture there.
+    """
+
+    def prepare(from_folder: bool) -> run.Prepared:
+        words = Words.load(folder.file_of(path, "words.json")) if from_folder else None
+        return run.prepare(config, words=words, ranks=ranks, quiet=quiet)
+
+    prepared = None
+    if ranks.first:
+        prepared = prepare(begun)
+        Checkpoints(path, folder.identity(path)).sweep()
+        if not begun:
+            Needs.of(prepared).check(path)
+            run.create(prepared, path)
+        if os.environ.get(ATTEMPT, "0") == "0":
+            print(path, flush=True)
+        ranks.told(str(path))
+    elif ranks.local == 0:
+        prepared = prepare(True)
+    ranks.gather(None)
+    return prepared or prepare(True)
 
 
 def _learn(given: Any, trainer: Trainer, quiet: bool) -> None:

@@ -35,6 +35,8 @@ class Ranks:
     world: int = 1
     local: int = 0
     """Its number on this machine, and so its GPU."""
+    here: int = 1
+    """How many there are on this machine."""
     patient: Any = None
     """The process group for words, where the one for gradients is in a hurry."""
 
@@ -109,6 +111,7 @@ def joined(config: Config) -> Iterator[Ranks]:
     patience = timedelta(minutes=config.health.hang_minutes) if config.health.hang_minutes else PATIENCE
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=patience)
     try:
-        yield Ranks(dist.get_rank(), world, local, dist.new_group(backend="gloo", timeout=PATIENCE))
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        yield Ranks(dist.get_rank(), world, local, here, dist.new_group(backend="gloo", timeout=PATIENCE))
     finally:
         dist.destroy_process_group()

@@ -61,8 +61,8 @@ def prepare(
     """Read the data, build the model, and bring the two together; `sources` says where pictures come from."""
     if config.threads:
         torch.set_num_threads(config.threads)
-    elif ranks.world > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // config.processes))
+    elif ranks.here > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks.here))
     device = choose_device(config.device, ranks.local)
     say(f"device: {device}", quiet=quiet)
     corpus = read(config, quiet=quiet)

@@ -106,32 +106,37 @@ def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int) ->
             except SignalException as stopped:
                 return End(128 + stopped.sigval)
             except ChildFailedError as failed:
-                rank, first = min(failed.failures.items(), key=lambda each: each[1].timestamp)
-                told = watch.outcome(rank)
-                code = _passed_on(first.exitcode, told)
-                if code is not None:
-                    return End(code, told.what if told and told.kind == "mistake" else "")
-                if hang:
-                    minutes = duration(60 * config.health.hang_minutes)
-                    return End(None, f"nothing went on for {minutes}: it hangs", hang[0], rank)
-                if -first.exitcode in _CRASHES and loading(run):
-                    load_failed(run, f"the process died of {signal.Signals(-first.exitcode).name}")
-                out_of_memory = machine.oom_kills() > killed_before
-                cause = _cause(first.exitcode, told, out_of_memory)
-                return End(None, f"rank {rank} {cause}" if config.processes > 1 else f"the process {cause}",
-                           told.details if told else "", rank)  # fmt: skip
+                codes = {rank: each.exitcode for rank, each in failed.failures.items()}
+                return _judge(run, config, watch, codes, hang, machine.oom_kills() > killed_before)
+
+
+def _judge(run: Path, config: Config, watch: Watch, codes: dict[int, int], hang: list[str], out_of_memory: bool) -> End:
+    """What the failure of some processes comes from, and whether starting again could help."""
+    told = {rank: watch.outcome(rank) for rank in codes}
+    rank = min(codes, key=lambda rank: _weight(told[rank]))
+    code, outcome = codes[rank], told[rank]
+    if outcome and outcome.kind == "mistake":
+        return End(2, outcome.what)
+    if outcome and outcome.kind == "stopped":
+        return End(code if code > 0 else 128 - code)
+    if hang:
+        return End(None, f"nothing went on for {duration(60 * config.health.hang_minutes)}: it hangs", hang[0], rank)
+    if -code in _CRASHES and loading(run):
+        load_failed(run, f"the process died of {signal.Signals(-code).name}")
+    who = f"rank {rank}" if config.processes > 1 else "the process"
+    return End(None, f"{who} {_cause(code, outcome, out_of_memory)}", outcome.details if outcome else "", rank)
+
+
+def _weight(outcome: Outcome | None) -> int:
+    """Which of several failures to believe: what ended one process makes the others lose touch."""
+    if outcome is None:
+        return 1
+    if outcome.kind != "error":
+        return 0
+    return 3 if any(mark in outcome.what for mark, words in _KNOWN.items() if words == _LOST) else 2
 
 
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
-
-
-def _passed_on(exitcode: int, told: Outcome | None) -> int | None:
-    """The exit code of an end that starting again would not change."""
-    if told and told.kind == "mistake":
-        return 2
-    if told and told.kind == "stopped":
-        return exitcode if exitcode > 0 else 128 - exitcode
-    return None
 
 
 def _cause(exitcode: int, told: Outcome | None, out_of_memory: bool) -> str:
@@ -156,6 +161,7 @@ def _cause(exitcode: int, told: Outcome | None, out_of_memory: bool) -> str:
     return f"failed: {told.what}"
 
 
+_LOST = "lost touch with the others"
 _KNOWN = {
     "CUDA out of memory": "ran out of GPU memory even with the smallest batch",
     "MemoryError": "ran out of memory",
@@ -164,8 +170,10 @@ _KNOWN = {
     "could not be saved": "could not save",
     "Read-only file system": "found the disk read-only",
     "CUDA error": "lost its GPU",
-    "NCCL": "lost the others",
-    "Connection closed by peer": "lost the others",
+    "NCCL": _LOST,
+    "Connection closed": _LOST,
+    "Connection reset": _LOST,
+    "Broken pipe": _LOST,
     "LoadError": "could not load a checkpoint",
 }
 """Marks in the words of errors, and what they mean."""
