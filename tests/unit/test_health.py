@@ -138,6 +138,8 @@ def test_an_alert_begins_and_is_over(tmp_path: Path) -> None:
         assert [entry["name"] for entry in entries(tmp_path, "alert")] == ["checkpoint"]
         figures.values["checkpoint_age_seconds"] = 58 * 60.0  # below the bound, but not yet calm
         figures.wait(3)
+        figures.values["checkpoint_age_seconds"] = 61 * 60.0
+        figures.wait(3)
         assert not entries(tmp_path, "alert_over")
         figures.values["checkpoint_age_seconds"] = 3.0
         figures.wait(3)
@@ -172,7 +174,11 @@ def test_waiting_for_pictures_must_last(tmp_path: Path) -> None:
 
 def test_an_alert_of_the_process_before_is_over(tmp_path: Path) -> None:
     Journal(tmp_path).write("alert", name="checkpoint", what="old", fix="save")
-    with watch(tmp_path, Figures(checkpoint_age_seconds=1.0)):
+    figures = Figures(checkpoint_age_seconds=58 * 60.0)
+    with watch(tmp_path, figures):
+        figures.wait(3)
+        assert not entries(tmp_path, "alert_over")
+        figures.values["checkpoint_age_seconds"] = 1.0
         wait_for(lambda: entries(tmp_path, "alert_over"))
 
 

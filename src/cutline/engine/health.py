@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cutline.engine.saver import Warn
 
 JOURNAL_SECONDS = 60.0
-"""Seconds between entries in the journal, about half a megabyte a day; what may explain an end is written at once."""
+"""Seconds between entries in the journal, under a megabyte a day; what may explain an end is written at once."""
 JUMP = 0.05
 """So large a change of the share of memory in use is written at once."""
 CALM = 0.95
