@@ -39,7 +39,7 @@ clean:
 
 # One stamp for each set of packages; the second holds the first.
 $(VENV)/.train: EXTRAS := train
-$(VENV)/.test: EXTRAS := train,openvino,tensorboard,test,dev
+$(VENV)/.test: EXTRAS := train,openvino,tensorboard,health,test,dev
 $(VENV)/.train $(VENV)/.test: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Cutline needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }

@@ -199,7 +199,7 @@ class HealthConfig:
     disk_gb: float = 1.0
     """Free disk below which an alert is raised and saving is thrifty."""
     memory: float = 0.92
-    """Share of the memory (or of the container's limit) in use that raises an alert."""
+    """Share of the memory (or of the container's limit) in use that raises an alert (here and below, 0: none)."""
     gpu_memory: float = 0.97
     """Share of a GPU's memory in use that raises an alert."""
     gpu_celsius: float = 88.0

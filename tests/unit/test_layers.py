@@ -25,6 +25,7 @@ TORCH_FREE = [
     *(f"cli/{verb}.py" for verb in ("__init__", "caption", "score", "data", "doctor", "completion")),
     *(f"cli/{verb}.py" for verb in ("runs", "watch", "telling")),
     *(f"engine/{part}.py" for part in ("__init__", "checkpoint", "folder", "journal", "lines", "runs", "tidy")),
+    *(f"engine/{part}.py" for part in ("alerts", "machine", "watch")),
 ]
 HEAVY = {"torch", "torchvision", "timm", "safetensors"}
 

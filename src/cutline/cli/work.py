@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from cutline.engine.journal import Journal
 from cutline.engine.loop import Loop, Stopped
 from cutline.engine.ranks import Ranks, joined
 from cutline.engine.resume import resume
-from cutline.engine.supervise import ATTEMPT, RUN
 from cutline.engine.trainer import Trainer
-from cutline.engine.watch import Watched
+from cutline.engine.watch import ATTEMPT, RUN, Watched
 from cutline.errors import CutlineError
 
 
@@ -118,5 +118,10 @@ def _learn(given: Any, trainer: Trainer, quiet: bool) -> None:
     sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard and trainer.ranks.first else []
     with contextlib.closing(Alerts(trainer.run, health, journal)) as alerts:
         loop = Loop(trainer, alerts, *sinks, quiet=quiet)
-        with Health(trainer.run, health, journal, alerts, loop.figures) if trainer.ranks.first else nullcontext():
+        figures = partial(_figures, loop)
+        with Health(trainer.run, health, journal, alerts, figures) if trainer.ranks.first else nullcontext():
             loop.train()
+
+
+def _figures(loop: Loop) -> dict[str, float]:
+    return loop.figures() | {"restarts": int(os.environ.get(ATTEMPT, "0"))}

@@ -28,7 +28,8 @@ from cutline.errors import ModelError
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-CHUNK = 2**23
+CHUNK = 2**20
+"""Bytes written or read at once: few enough that they are still in the cache when they are hashed."""
 Buffer = bytes | memoryview
 _NAME = re.compile(r"step-(\d{8,})(?:\.(\d+))?")
 
@@ -273,9 +274,9 @@ def _fault(path: Path, facts: Mapping[str, Any]) -> str:
     with path.open("rb", buffering=0) as file:
         if why := _wrong_size(path.name, os.fstat(file.fileno()).st_size, facts):
             return why
-        digest = xxhash.xxh3_128()
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
+        digest, buffer = xxhash.xxh3_128(), memoryview(bytearray(CHUNK))
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return _wrong_hash(path.name, digest.hexdigest(), facts)
 
 

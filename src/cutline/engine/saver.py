@@ -117,9 +117,8 @@ class Saver:
             self.warn("save", f"step {moment.step} could not be saved: {self.failure}", _way_out(error))
             return
         self.newest, self.newest_time = saved, time.monotonic()
-        if self._failed:
-            self._failed, self.failure = False, ""
-            self.warn("save", "", "")
+        self._failed, self.failure = False, ""
+        self.warn("save", "", "")
         seconds = round(time.perf_counter() - started, 3)
         self.journal.write(
             "saved", step=moment.step, path=saved.path.name, bytes=size, seconds=seconds,

@@ -60,18 +60,27 @@ class _File:
         buffer = torch.empty(first + end, dtype=torch.uint8, pin_memory=pinned).zero_()  # touched, so that it is there
         self.bytes = buffer.numpy().data
         self.bytes[:first] = len(text).to_bytes(8, "little") + text
-        self.views = {}
+        self.views, self.places = {}, {}
         for key, dtype, shape in layout:
-            start, end = header[key]["data_offsets"]
-            self.views[key] = buffer[first + start : first + end].view(dtype).view(shape)
+            start, end = (first + offset for offset in header[key]["data_offsets"])
+            self.views[key] = buffer[start:end].view(dtype).view(shape)
+            self.places[key] = self.bytes[start:end]
 
     def fill(self, tensors: Tensors) -> None:
-        if not tensors:  # as of an optimizer that has not taken a step
-            return
-        with torch.no_grad():
-            torch._foreach_copy_(
-                [self.views[key] for key in tensors], [value.detach() for value in tensors.values()], self.pinned
-            )
+        """Copy each tensor to its place: those that lie in memory in one piece byte for byte, the others by torch.
+
+        One thread copies about as fast as memory goes. Torch asks all of its threads for each tensor, and waits for
+        the one that another process holds up: on a busy machine several times as long.
+        """
+        others = []
+        for key, value in tensors.items():
+            if value.device.type == "cpu" and value.is_contiguous():
+                self.places[key][:] = value.detach().view(-1).view(torch.uint8).numpy().data
+            else:
+                others.append(key)
+        if others:
+            with torch.no_grad():
+                torch._foreach_copy_([self.views[key] for key in others], [tensors[key] for key in others], self.pinned)
 
 
 def tensors(saved: Checkpoint, name: str) -> dict[str, Tensor]:

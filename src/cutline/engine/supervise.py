@@ -8,9 +8,11 @@ of times. Its own restarts know neither checkpoints nor hangs, and share a port 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -19,6 +21,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
 from cutline.config import Config
 from cutline.console import duration, say
 from cutline.engine import folder, machine
@@ -26,12 +32,8 @@ from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.journal import Journal
 from cutline.engine.resume import load_failed, loading
-from cutline.engine.watch import FOLDER, Outcome, Watch
+from cutline.engine.watch import ATTEMPT, FOLDER, RUN, Outcome, Watch
 
-RUN = "CUTLINE_RUN"
-"""The variable of the environment that tells the processes their run folder."""
-ATTEMPT = "CUTLINE_ATTEMPT"
-"""The one that counts the times they were started."""
 PAUSES = (0.0, 2.0, 10.0, 30.0, 60.0)
 """Seconds before starting again, by how often that has brought nothing yet."""
 SHUTDOWN_SECONDS = 20
@@ -50,42 +52,47 @@ class End:
 
 def supervise(run: Path, config: Config, command: Sequence[str], *, quiet: bool = False) -> int:
     """Run `command` (a Python module and its arguments) in as many processes as the run has, until it is done."""
-    journal, checkpoints = Journal(run), Checkpoints(run, folder.identity(run))
-    alerts = Alerts(run, config.health, journal)
-    attempt = fruitless = 0
+    alerts = Alerts(run, config.health, Journal(run))
     with folder.held(run, patience=1), contextlib.closing(alerts):
-        while True:
-            newest = checkpoints.candidates()[:1]
-            journal.write("started", pid=os.getpid(), host=os.uname().nodename, attempt=attempt,
-                          processes=config.processes)  # fmt: skip
-            end = _attempt(run, config, command, attempt)
-            if end.code is not None:
-                if end.cause:
-                    journal.write("gave_up", cause=end.cause)
-                return end.code
-            fruitless = 0 if checkpoints.candidates()[:1] != newest else fruitless + 1
-            journal.write("failed", attempt=attempt, rank=end.rank, cause=end.cause, details=end.details)
-            if fruitless > config.health.restarts:
+        try:
+            return _keep_going(run, config, command, alerts)
+        except SignalException as stopped:  # between two starts
+            return 128 + int(stopped.sigval)
+
+
+def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alerts) -> int:
+    journal, checkpoints = Journal(run), Checkpoints(run, folder.identity(run))
+    fruitless = 0
+    for attempt in itertools.count():
+        for name in ("restarting", "gave_up"):
+            alerts(name, "", "")
+        before = set(checkpoints.candidates())
+        who = {"pid": os.getpid(), "host": socket.gethostname()}
+        journal.write("started", **who, attempt=attempt, processes=config.processes)
+        end = _attempt(run, config, command, attempt)
+        if end.code is not None:
+            if end.cause:
                 journal.write("gave_up", cause=end.cause)
-                alerts("gave_up", f"{run} has failed {fruitless} times without a newer checkpoint: {end.cause}",
-                       "mend what is named, then start the same command again")  # fmt: skip
-                say(end.details.rstrip())
-                return 1
-            pause = PAUSES[min(fruitless, len(PAUSES) - 1)]
-            when = f"in {pause:.0f} s" if pause else "at once"
-            alerts(f"restart-{attempt}", f"{run}: {end.cause}", f"nothing for now: it starts again {when}")
-            journal.write("restarting", attempt=attempt + 1, wait=pause)
-            time.sleep(pause)
-            attempt += 1
+            return end.code
+        fruitless = fruitless + 1 if before.issuperset(checkpoints.candidates()) else 0
+        journal.write("failed", attempt=attempt, rank=end.rank, cause=end.cause, details=end.details)
+        if fruitless > config.health.restarts:
+            break
+        pause = PAUSES[min(fruitless, len(PAUSES) - 1)]
+        when = f"in {pause:.0f} s" if pause else "at once"
+        alerts("restarting", f"{run}: {end.cause}", f"nothing for now: it starts again {when}")
+        journal.write("restarting", attempt=attempt + 1, wait=pause)
+        time.sleep(pause)
+    journal.write("gave_up", cause=end.cause)
+    words = f"{run} has failed {fruitless} times without a newer checkpoint: {end.cause}"
+    alerts("gave_up", words, "mend what is named, then start the same command again")
+    if end.details:
+        say(end.details.rstrip())
+    return 1
 
 
 def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int) -> End:
     """Start all processes, and see how they end."""
-    # It takes seconds to import and only supervising needs it.
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # how it ended is said below, in fewer words
     # Restarted ranks would dial the port of the old ones' store and wait there for ever.

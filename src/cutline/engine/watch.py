@@ -22,6 +22,10 @@ from cutline import console
 
 FOLDER = "CUTLINE_WATCH"
 """The variable of the environment that names the shared folder."""
+RUN = "CUTLINE_RUN"
+"""The one that tells the processes their run folder."""
+ATTEMPT = "CUTLINE_ATTEMPT"
+"""The one that counts the times they were started."""
 
 
 @dataclass(frozen=True)

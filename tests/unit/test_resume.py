@@ -1,0 +1,217 @@
+"""Going on with a run: what must be as it was, and what may change when the user says so."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cutline import config as configuration
+from cutline.config import Config
+from cutline.engine import folder, journal, run
+from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.loop import Loop, Stopped, train
+from cutline.engine.resume import LoadError, loading, resume
+from cutline.engine.trainer import Trainer
+from cutline.errors import ConfigError, CutlineError, ModelError
+
+SETTINGS = {
+    "threads": 1,
+    "data": {"languages": ["en"]},
+    "words": {"min_count": 1},
+    "pictures": {"size": 48},
+    "decoder": {"hidden": 16},
+    "training": {"epochs": 3, "batch": 16, "rate": 3e-3, "warmup": 0, "save_steps": 2},
+    "search": {"beam": 1, "max_length": 10},
+}
+
+
+@pytest.fixture
+def config(scenes_folder: Path, tmp_path: Path) -> Config:
+    base = configuration.from_dict(SETTINGS)
+    return replace(base, data=replace(base.data, path=str(scenes_folder)), output=str(tmp_path))
+
+
+def begin(config: Config) -> Trainer:
+    prepared = run.prepare(config, quiet=True)
+    return run.trainer(prepared, run.create(prepared))
+
+
+def again(config: Config, path: Path) -> Trainer:
+    return run.trainer(run.prepare(config, quiet=True), path)
+
+
+def changed(config: Config, **training: object) -> Config:
+    return replace(config, training=replace(config.training, **training))  # type: ignore[arg-type]
+
+
+def stop_after(steps: int, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train until a stop is asked for in the step after so many."""
+    learn = Trainer.step
+
+    def step(self: Trainer, batches: list, *, stop: bool = False) -> dict[str, float]:
+        return learn(self, batches, stop=stop or self.at.step == steps)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(Stopped):
+            train(trainer, quiet=True)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_stopped_anywhere_ends_the_same(
+    precision: str, workers: int, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = changed(config, precision=precision, workers=workers, ema=0.9, accumulate=2, batch=8, schedule="plateau")
+    whole = begin(config)
+    train(whole, quiet=True)
+    parts = begin(config)
+    for steps in (1, 5, 9, 13):  # in the middle of epochs of 6 steps
+        stop_after(steps, parts, monkeypatch)
+        parts = again(config, parts.run)
+        resume(parts, quiet=True)
+    train(parts, quiet=True)
+    assert (parts.run / "events.jsonl").read_bytes() == (whole.run / "events.jsonl").read_bytes()
+    one, other = (trainer.checkpoints.latest() for trainer in (whole, parts))
+    assert {name for name in one.files if name.endswith(".safetensors")} == {
+        "model.safetensors", "optimizer.safetensors", "average.safetensors",
+    }  # fmt: skip
+    for name in one.files:
+        if name.endswith(".safetensors"):
+            assert one.read(name) == other.read(name), name
+    assert one.state["progress"] == other.state["progress"]
+    assert one.state["scaler"] == other.state["scaler"]
+
+
+Change = Callable[[Config, Path], Config]
+
+
+def fewer_pictures(config: Config, path: Path) -> Config:
+    return replace(config, data=replace(config.data, limit=50))
+
+
+def other_words(config: Config, path: Path) -> Config:
+    return replace(config, words=replace(config.words, min_count=9))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda config, path: changed(config, batch=24), r"training.batch was 16, now 24"),
+        (lambda config, path: changed(config, rate=1e-4), r"training.rate was 0.003, now 0.0001"),
+        (fewer_pictures, r"the pictures or captions are others \(they were 96 to learn from"),
+        (other_words, r"the vocabulary is another \(\d+ words, now \d+\)"),
+        (lambda config, path: replace(config, seed=4), r"seed was 0, now 4"),
+    ],
+)
+def test_what_changed_is_named_and_refused(
+    change: Change, named: str, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = begin(config)
+    stop_after(7, first, monkeypatch)
+    other = again(change(config, first.run), first.run)
+    with pytest.raises((ConfigError, LoadError), match=named if change is not other_words else "is .*, the model's is"):
+        resume(other, quiet=True)
+
+
+def test_changes_are_let_through_when_asked_for(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(config)
+    stop_after(8, first, monkeypatch)
+    other = again(changed(config, batch=24), first.run)
+    resume(other, allow_changes=True, quiet=True)
+    assert (other.at.step, other.at.epoch, other.at.batch) == (9, 1, 0)  # another order: the epoch begins again
+    train(other, quiet=True)
+    assert other.at.step == 9 + 2 * 4
+    assert folder.settings(first.run).training.batch == 24
+    story = [entry for entry in journal.read(first.run) if entry["kind"] == "changed"]
+    assert story[0]["settings"] == ["training.batch was 16, now 24"]
+    resume(again(changed(config, batch=24), first.run), quiet=True)  # it is the run's own now
+
+
+def test_what_has_no_part_in_learning_may_change(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(config)
+    stop_after(3, first, monkeypatch)
+    kept = changed(config, workers=1, save_steps=5, keep=4, save_minutes=1)
+    assert resume(again(replace(kept, threads=2), first.run), quiet=True).step == 4
+
+
+def test_nothing_valid_is_an_error_that_says_why_of_each(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(config)
+    stop_after(5, first, monkeypatch)
+    there = first.checkpoints.candidates()
+    (there[0] / "model.safetensors").write_bytes(b"short")
+    for path in there[1:]:
+        (path / "manifest.json").unlink()
+    with pytest.raises(ModelError) as refused:
+        resume(again(config, first.run), quiet=True)
+    assert f"{there[0].name}: model.safetensors has 5 bytes" in str(refused.value)
+    assert f"{there[1].name}: manifest.json is missing" in str(refused.value)
+
+
+def test_a_checkpoint_that_fails_to_load_twice_is_set_aside(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(config)
+    stop_after(5, first, monkeypatch)
+    good = first.checkpoints.latest()
+    wrong = first.checkpoints.write(99, {"state.json": json.dumps(good.state).encode(), "model.safetensors": b"\0" * 8})
+    for failures in (1, 2):
+        with pytest.raises(LoadError, match="step-00000099 could not be loaded"):
+            resume(again(config, first.run), quiet=True)
+        assert loading(first.run)["failures"] == failures
+    assert resume(again(config, first.run), quiet=True).step == good.step
+    assert not wrong.path.exists()
+    assert "failed to load 2 times" in (first.checkpoints.set_aside()[0] / "why.txt").read_text()
+    assert [e["kind"] for e in journal.read(first.run) if e["kind"] == "quarantined"]
+    assert not loading(first.run)
+
+
+def test_a_run_is_found_again_by_its_settings(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert folder.unfinished(config) is None
+    first = begin(config)
+    assert folder.unfinished(config) == first.run
+    assert folder.unfinished(changed(config, batch=8)) is None
+    assert folder.unfinished(replace(config, health=replace(config.health, port=9)))  # no part of what it learns
+    journal.Journal(first.run).write("finished", step=1)
+    assert folder.unfinished(config) is None
+
+
+def test_only_one_can_own_a_folder(tmp_path: Path) -> None:
+    with folder.held(tmp_path):
+        with pytest.raises(CutlineError, match=r"is in use by process \d+ on"), folder.held(tmp_path):
+            pass
+        with folder.held(tmp_path, "another"):
+            pass
+    with folder.held(tmp_path):
+        pass
+
+
+def test_a_log_that_lost_lines_is_told(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = begin(changed(config, epochs=1))
+    train(trainer, quiet=True)
+    (trainer.run / "events.jsonl").write_text("")
+    other = again(changed(config, epochs=1), trainer.run)
+    resume(other, quiet=True)
+    Loop(other, lambda *words: None, quiet=True).close()
+    assert "lacks" in capsys.readouterr().err
+
+
+def test_a_run_of_another_folder_is_refused(config: Config) -> None:
+    one, other = begin(changed(config, epochs=1)), begin(changed(config, epochs=1))
+    train(one, quiet=True)
+    one.checkpoints.folder.rename(other.run / "checkpoints")
+    with pytest.raises(ModelError, match="it belongs to another run"):
+        resume(again(changed(config, epochs=1), other.run), quiet=True)
+    assert Checkpoints(other.run, folder.identity(one.run)).latest().step == 6
+
+
+def test_a_checkpoint_holds_what_made_it(config: Config) -> None:
+    trainer = begin(changed(config, epochs=1))
+    train(trainer, quiet=True)
+    state = trainer.checkpoints.latest().state
+    assert configuration.from_dict(state["config"]) == trainer.task.config
+    assert state["versions"]["torch"] == torch.__version__
+    assert (state["world"], state["data"]["train"], state["progress"]["step"]) == (1, 96, 6)
