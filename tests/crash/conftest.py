@@ -29,7 +29,7 @@ class SmallDisk:
         self.folder = Path(f"/proc/{self._process.pid}/root") / place.relative_to("/")
 
     def remount(self, options: str) -> None:
-        self._do(f"mount -o remount,{options} {self._place}")
+        self._do(f"mount -o remount,{options} tmpfs {self._place}")
 
     @property
     def free(self) -> int:
