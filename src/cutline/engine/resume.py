@@ -24,7 +24,7 @@ UNLEARNED = {
 
 def resume(trainer: Trainer, *, allow_changes: bool = False, quiet: bool = False) -> Checkpoint:
     """Restore the newest valid checkpoint, if the run goes on as it was, or may change."""
-    saved = _restored(trainer)
+    saved = _chosen(trainer)
     state = saved.state
     changes = differences(state, {**trainer.facts, "world": trainer.ranks.world})
     if changes and not allow_changes:
@@ -33,19 +33,24 @@ def resume(trainer: Trainer, *, allow_changes: bool = False, quiet: bool = False
             expected="what it was, so that it goes on as if it had never stopped",
             fix="put it back; or --allow-changes to go on all the same; or --new for a new run",
         )
-    journal = Journal(trainer.run)
-    if trainer.ranks.first:
-        journal.write("resumed", step=saved.step, path=saved.path.name)
-    say(f"resuming {trainer.run} at step {saved.step}", quiet=quiet)
     if changes:
+        trainer.restore(saved)  # what does not fit now is the change's fault, not the checkpoint's
+        _note_changes(trainer, changes, quiet)
         if _order(state) != _order(trainer.facts):
-            trainer.at.batch = 0  # the order of the epoch is another one: it begins again
-        if trainer.ranks.first:
-            journal.write("changed", settings=changes)
-            text = configuration.to_toml(trainer.task.config)
-            folder.write_durable(trainer.run / "config.toml", text.encode())
-        say("changed: " + "; ".join(changes), quiet=quiet)
+            trainer.at.batch = 0  # the epoch begins again, in its new order
+    else:
+        _load(trainer, saved)
+    if trainer.ranks.first:
+        Journal(trainer.run).write("resumed", step=saved.step, path=saved.path.name)
+    say(f"resuming {trainer.run} at step {saved.step}", quiet=quiet)
     return saved
+
+
+def _note_changes(trainer: Trainer, changes: list[str], quiet: bool) -> None:
+    say("changed: " + "; ".join(changes), quiet=quiet)
+    if trainer.ranks.first:
+        Journal(trainer.run).write("changed", settings=changes)
+        folder.write_durable(trainer.run / "config.toml", configuration.to_toml(trainer.task.config).encode())
 
 
 def _order(facts: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -85,24 +90,28 @@ class LoadError(Exception):
     """A checkpoint is whole and cannot be loaded all the same."""
 
 
-def _restored(trainer: Trainer) -> Checkpoint:
-    """Load the newest checkpoint that verifies; one that fails again and again is set aside. The first rank chooses."""
-    checkpoints, note = trainer.checkpoints, trainer.run / "checkpoints" / LOADING
-    chosen = ""
+def _chosen(trainer: Trainer) -> Checkpoint:
+    """The newest checkpoint that verifies, as the first rank finds; one that fails to load again and again is set aside."""
+    checkpoints, name = trainer.checkpoints, ""
     if trainer.ranks.first:
         told = loading(trainer.run)
         if told.get("failures", 0) >= FAILURES and (bad := checkpoints.folder / told["name"]).exists():
-            why = f"it failed to load {told['failures']} times: {told.get('why', 'the process died')}"
+            why = f"it failed to load {told['failures']} times: {told['why']}"
             aside = checkpoints.quarantine(bad, why)
             Journal(trainer.run).write("quarantined", path=str(aside), why=why)
             say(f"{bad.name} is set aside as {aside}: {why}")
-            told = {}
-        newest = checkpoints.latest()
-        told = told if told.get("name") == newest.path.name else {"failures": 0}
-        note.write_text(json.dumps({**told, "name": newest.path.name}), encoding="utf-8")
-        chosen = newest.path.name
-    chosen = trainer.ranks.told(chosen)
-    saved = next(each for each in checkpoints.verified() if each.path.name == chosen)
+        name = checkpoints.latest().path.name
+    name = trainer.ranks.told(name)
+    return next(each for each in checkpoints.verified() if each.path.name == name)
+
+
+def _load(trainer: Trainer, saved: Checkpoint) -> None:
+    """Restore it; should the process die or fail on it, there is a note of that."""
+    note = saved.path.parent / LOADING
+    if trainer.ranks.first:
+        before = loading(trainer.run)
+        failures = before["failures"] if before.get("name") == saved.path.name else 0
+        note.write_text(json.dumps({"name": saved.path.name, "failures": failures}), encoding="utf-8")
     try:
         trainer.restore(saved)
     except Exception as error:
@@ -111,7 +120,6 @@ def _restored(trainer: Trainer) -> Checkpoint:
         raise LoadError(f"{saved.path} could not be loaded: {error}") from error
     if trainer.ranks.first:
         note.unlink(missing_ok=True)
-    return saved
 
 
 def loading(run: Path) -> dict[str, Any]:
@@ -126,5 +134,5 @@ def loading(run: Path) -> dict[str, Any]:
 def load_failed(run: Path, why: str) -> None:
     told = loading(run)
     if told:
-        told |= {"failures": told.get("failures", 0) + 1, "why": why}
+        told |= {"failures": told["failures"] + 1, "why": why}
         (run / "checkpoints" / LOADING).write_text(json.dumps(told), encoding="utf-8")
