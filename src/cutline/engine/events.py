@@ -6,6 +6,7 @@ resumed leaves the same bytes as one that was not.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -61,8 +62,10 @@ class Events:
         os.ftruncate(self._handle, size)
         self.size = size
 
-    def sync(self) -> None:
-        """Make all events so far last; called from the thread that saves."""
+    def sync(self, size: int) -> None:
+        """Make the first `size` bytes last, from any thread; an error when a full disk still keeps some back."""
+        if os.fstat(self._handle).st_size < size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
         os.fsync(self._handle)
 
     def close(self) -> None:

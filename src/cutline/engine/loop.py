@@ -7,6 +7,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
@@ -152,11 +153,7 @@ class Loop:
         if self.events:
             trainer = self.trainer
             trainer.at.events = self.events.size
-            self.saver.save(trainer.moment(), trainer.tensors(), self._sync)
-
-    def _sync(self) -> None:
-        if self.events:
-            self.events.sync()
+            self.saver.save(trainer.moment(), trainer.tensors(), partial(self.events.sync, trainer.at.events))
 
     def _stop(self, number: int) -> NoReturn:
         step = self.trainer.at.step

@@ -91,7 +91,7 @@ class LoadError(Exception):
 
 
 def _chosen(trainer: Trainer) -> Checkpoint:
-    """The newest checkpoint that verifies, as the first rank finds; one that fails to load again and again is set aside."""
+    """The newest checkpoint that verifies, as the first rank sees it; one that keeps failing to load is set aside."""
     checkpoints, name = trainer.checkpoints, ""
     if trainer.ranks.first:
         told = loading(trainer.run)

@@ -101,8 +101,8 @@ class Saver:
         started = time.perf_counter()
         size = sum(memoryview(data).nbytes for data in files.values())
         try:
-            sync_log()
             self._make_room(size, moment.best_step)
+            sync_log()
             try:
                 saved = self.checkpoints.write(moment.step, files)
             except OSError as error:
