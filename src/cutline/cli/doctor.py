@@ -20,6 +20,7 @@ EXTRAS = {
     "train": ("torch", "torchvision", "timm", "safetensors", "tokenizers", "onnx", "onnxscript", "xxhash"),
     "openvino": ("openvino",),
     "tensorboard": ("tensorboard",),
+    "health": ("nvidia-ml-py", "prometheus-client"),
     "heic": ("pillow-heif",),
 }
 
