@@ -75,5 +75,8 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether this is the GPU's or the machine's way of saying that memory has run out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    words = ("can't allocate memory", "could not allocate", "out of memory", "ALLOC_FAILED", "bad_alloc")
+    words = (
+        "can't allocate memory", "could not allocate", "out of memory", "ALLOC_FAILED", "bad_alloc",
+        "could not create a primitive",  # all that oneDNN says when it gets no memory for a convolution
+    )  # fmt: skip
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)
