@@ -23,7 +23,7 @@ import torch._dynamo  # noqa: F401
 
 from cutline.cli import train, work
 from cutline.engine import journal
-from cutline.engine.supervise import RUN
+from cutline.engine.watch import RUN
 
 LOOK = 3e-4
 """Seconds between two looks at what a run is doing."""

@@ -31,6 +31,7 @@ from typing import Any
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads do not outlive a fork
 
 from tests.crash.lives import MOMENTS, Life, Usual, half_written, newest_event
+from tests.crash.starts import differences
 
 from cutline import config as configuration
 from cutline.data.scenes import draw
@@ -170,21 +171,11 @@ class Run:
         return kill
 
     def compare(self, run: Path) -> None:
-        mine, other = end_state(run), end_state(self.reference)
-        differing = [name for name in sorted({*mine, *other}) if mine.get(name) != other.get(name)]
+        differing = differences(run, self.reference)
         assert not differing, f"{self.kind}: {run} ends with another {', '.join(differing)} than {self.reference}"
         checkpoints = Checkpoints(run, folder.identity(run))
         assert not checkpoints.leftovers(), f"left behind: {checkpoints.leftovers()}"
         assert not checkpoints.set_aside(), f"set aside: {checkpoints.set_aside()}"
-
-
-def end_state(run: Path) -> dict[str, object]:
-    """All that a run has learned: the newest checkpoint's tensors, where it stands, and its log."""
-    newest = Checkpoints(run, folder.identity(run)).latest()
-    state = newest.state
-    tensors = {name: newest.read(name) for name in newest.files if name.endswith(".safetensors")}
-    told = {name: state[name] for name in ("progress", "groups", "scaler")}
-    return {**tensors, **told, "step": newest.step, "events.jsonl": (run / "events.jsonl").read_bytes()}
 
 
 # All of it
