@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: help demo test test-all check format bench clean
+.PHONY: help demo test test-all crash check format bench clean
 
 help:
 	@echo "make demo      draw scenes, train a captioner on them, caption unseen ones, leave a page to open"
 	@echo "make test      the tests (a few minutes)"
 	@echo "make test-all  the long ones too (training to a score, fresh environments)"
+	@echo "make crash     kills, power loss, damage, full disks, hangs: whether training survives, and the figures"
 	@echo "make check     lint, format and types"
 	@echo "make bench     every figure in the docs"
 
@@ -21,6 +22,10 @@ test: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+crash: $(VENV)/.test
+	$(BIN)/python -m pytest tests/crash -m "slow or not slow" -rP --deselect tests/crash/test_storm.py
+	$(BIN)/python -m tests.crash.storm --kills 200 --seed 0
 
 check: $(VENV)/.test
 	$(BIN)/ruff check

@@ -154,7 +154,7 @@ class Usual:
 
     seconds: float
     start: float
-    """Seconds from the start to the first step."""
+    """Seconds from the start to where it learns."""
     save: float
     """Seconds that a save takes."""
     step: float

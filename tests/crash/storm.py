@@ -229,7 +229,7 @@ def table(all_figures: Sequence[Figures]) -> str:
     )
     first = statistics.median(each.run.usual.start for each in all_figures)
     again = statistics.median([kill.start for kill in kills if kill.start] or [0])
-    lines.append(f"from a start to its first step: {first:.2f} s the first time, {again:.2f} s after a kill (medians)")
+    lines.append(f"from a start to where it learns: {first:.2f} s the first time, {again:.2f} s after a kill (medians)")
     return "\n".join(lines)
 
 
