@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from cutline import __version__
+from cutline import __version__, durable
 from cutline.config import SearchConfig
 from cutline.data.images import Transform
 from cutline.data.words import Words
@@ -229,11 +228,7 @@ def _pack(draft: Path) -> Path:
 def _sync(path: Path) -> None:
     """Onto the disk before it gets its name, so that a power loss leaves the old bundle or the new one."""
     for each in [*path.iterdir(), path] if path.is_dir() else [path]:
-        handle = os.open(each, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        durable.sync(each)
 
 
 def _put(draft: Path, out: Path) -> None:
@@ -249,8 +244,4 @@ def _put(draft: Path, out: Path) -> None:
         raise
     if old.is_dir():
         shutil.rmtree(old)
-    handle = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    durable.sync(out.parent)

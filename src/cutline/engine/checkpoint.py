@@ -24,6 +24,7 @@ from typing import Any
 
 import xxhash
 
+from cutline import durable
 from cutline.errors import ModelError
 
 FORMAT = 2
@@ -69,7 +70,7 @@ class Checkpoints:
     def write(self, step: int, files: Mapping[str, Buffer]) -> Checkpoint:
         """Write a checkpoint; once this returns, it survives a power loss."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(self.folder.parent)  # always: whoever made the folder may have been killed before it did this
+        durable.sync(self.folder.parent)  # always: whoever made the folder may have been killed before it did this
         target = self._unused(step)
         temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
         _delete(temporary)
@@ -78,9 +79,9 @@ class Checkpoints:
             listing = {name: _write(temporary / name, data) for name, data in files.items()}
             manifest = {"format": FORMAT, "run": self.identity, "step": step, "files": listing}
             _write(temporary / MANIFEST, _sealed(json.dumps(manifest).encode()))
-            _sync_folder(temporary)
+            durable.sync(temporary)
             os.rename(temporary, target)  # noqa: PTH104
-            _sync_folder(self.folder)
+            durable.sync(self.folder)
         except BaseException:
             _delete(temporary)
             raise
@@ -164,7 +165,7 @@ class Checkpoints:
         with contextlib.suppress(OSError):  # on a full disk, or of what is no folder at all: out of the way is enough
             (aside / "why.txt").write_text(why + "\n", encoding="utf-8")
         for folder in (there, self.folder):  # in this order: its new name lasts before its old one goes
-            _sync_folder(folder)
+            durable.sync(folder)
         return aside
 
     def set_aside(self) -> list[Path]:
@@ -217,7 +218,7 @@ class Checkpoints:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(path, gone)  # noqa: PTH104
         if hidden:
-            _sync_folder(self.folder)
+            durable.sync(self.folder)
         for gone in hidden.values():
             _delete(gone)
         return paths
@@ -287,11 +288,3 @@ def _delete(path: Path) -> None:
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cutline import config as configuration
+from cutline import durable
 from cutline.config import Config
 from cutline.engine import journal
 from cutline.errors import ConfigError, CutlineError
@@ -33,7 +34,8 @@ def make(config: Config) -> Path:
             path.mkdir(parents=True)
             break
     about = {"id": uuid.uuid4().hex, "asked": _asked(config), "made": stamp}
-    (path / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    durable.write(path / ABOUT, json.dumps(about).encode())
+    durable.sync(path.parent)
     return path
 
 
@@ -111,15 +113,6 @@ def file_of(run: Path, name: str) -> Path:
     if not (run / name).is_file():
         raise ConfigError(f"{run} is not a run folder: it has no {name}", expected="a folder that cutline train made")
     return run / name
-
-
-def write_durable(path: Path, data: bytes) -> None:
-    """Write a file that the run cannot do without: it is there, whole, before anything depends on it."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    with os.fdopen(handle, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def ended(run: Path) -> str:

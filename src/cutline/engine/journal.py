@@ -31,11 +31,10 @@ class Journal:
         except OSError:
             return False
         try:
-            return os.write(handle, line) == len(line)  # one call, so that lines of two processes never mix
+            with os.fdopen(handle, "wb", buffering=0) as file:
+                return file.write(line) == len(line)  # one call, so that lines of two processes never mix
         except OSError:
             return False
-        finally:
-            os.close(handle)
 
 
 def read(run: Path) -> list[dict[str, Any]]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cutline import config as configuration
+from cutline import durable
 from cutline.console import say
-from cutline.engine import folder
 from cutline.engine.checkpoint import Checkpoint
 from cutline.engine.journal import Journal
 from cutline.engine.trainer import Trainer
@@ -50,7 +50,7 @@ def _note_changes(trainer: Trainer, changes: list[str], quiet: bool) -> None:
     say("changed: " + "; ".join(changes), quiet=quiet)
     if trainer.ranks.first:
         Journal(trainer.run).write("changed", settings=changes)
-        folder.write_durable(trainer.run / "config.toml", configuration.to_toml(trainer.task.config).encode())
+        durable.write(trainer.run / "config.toml", configuration.to_toml(trainer.task.config).encode())
 
 
 def _order(facts: Mapping[str, Any]) -> tuple[Any, ...]:

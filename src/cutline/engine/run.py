@@ -15,6 +15,7 @@ import torch
 
 import cutline
 from cutline import config as configuration
+from cutline import durable
 from cutline.config import Config
 from cutline.console import say
 from cutline.data import mirror
@@ -162,9 +163,9 @@ def create(prepared: Prepared, path: Path | None = None) -> Path:
     if weights.is_frozen(prepared.model.encoder):
         # What never changes is not in the checkpoints; kept here, the run needs no other file.
         tensors = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
-        folder.write_durable(path / "encoder.safetensors", safetensors.torch.save(tensors))
-    folder.write_durable(path / "words.json", prepared.words.to_bytes())
-    folder.write_durable(path / "config.toml", configuration.to_toml(prepared.config).encode())
+        durable.write(path / "encoder.safetensors", safetensors.torch.save(tensors))
+    durable.write(path / "words.json", prepared.words.to_bytes())
+    durable.write(path / "config.toml", configuration.to_toml(prepared.config).encode())
     folder.point_to(path)
     return path
 
