@@ -36,7 +36,7 @@ class Life:
 
     def __init__(self, run: Path, file: Path, processes: int) -> None:
         self.run, self.started, self.time = run, time.monotonic(), time.time()
-        self.before = dict(_told(run))
+        self.names, self.before = names(run), dict(_told(run))
         with socket.create_server(("localhost", 0)) as free:
             port = free.getsockname()[1]
         arguments = ["--preset", "scenes", "--config", str(file), "--quiet"]
@@ -135,9 +135,14 @@ def newest_event(run: Path) -> dict[str, Any]:
 
 def writing(run: Path) -> str:
     """The temporary folder that a checkpoint is being written to, if one is."""
+    return next(filter(half_written, names(run)), "")
+
+
+def names(run: Path) -> set[str]:
+    """What there is among the run's checkpoints."""
     with contextlib.suppress(OSError):
-        return next((name for name in os.listdir(run / "checkpoints") if half_written(name)), "")  # noqa: PTH208
-    return ""
+        return set(os.listdir(run / "checkpoints"))  # noqa: PTH208 - some thousand times a second
+    return set()
 
 
 def half_written(name: str) -> bool:

@@ -30,7 +30,7 @@ from typing import Any
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads do not outlive a fork
 
-from tests.crash.lives import MOMENTS, Life, Usual, half_written, newest_event
+from tests.crash.lives import MOMENTS, Life, Usual, half_written, names, newest_event
 from tests.crash.starts import differences
 
 from cutline import config as configuration
@@ -102,14 +102,14 @@ def autopsy(life: Life, moment: str, before: Checkpoint | None, usual: Usual) ->
         assert step == before.step, f"it has resumed at step {step}, not {before.step}"
     gone = before and (newest is None or newest.step < before.step)
     assert not gone, f"{before} was there, now no newer one than {newest} verifies"
-    names = os.listdir(checkpoints.folder) if checkpoints.folder.exists() else []  # noqa: PTH208
-    half = next((name for name in names if half_written(name)), "")
+    new = names(life.run) - life.names
+    half = next(filter(half_written, new), "")
     saved = {entry["path"] for entry in told if entry["kind"] == "saved"}
     if half:
         found = "a checkpoint half written"
-    elif any(name.endswith(".gone.tmp") for name in names):
+    elif any(name.endswith(".gone.tmp") for name in new):
         found = "an older one half removed"
-    elif newest and newest.path.name not in saved:
+    elif newest and newest.path.name in new - saved:
         found = "a new one not yet checked"
     elif not life.told("training"):
         found = "a start"
@@ -221,8 +221,8 @@ def table(all_figures: Sequence[Figures]) -> str:
             f"{lost} steps", f"{1000 * usual.save:.0f} ms", f"{each.seconds:.0f} s",
         ))  # fmt: skip
     kills = [kill for each in all_figures for kill in each.kills]
-    for what, names in (("aimed", [kill.moment for kill in kills]), ("hit", [kill.found for kill in kills])):
-        lines.append(f"{what}: " + ", ".join(f"{count} {name}" for name, count in Counter(names).most_common()))
+    for what, each_one in (("aimed", [kill.moment for kill in kills]), ("hit", [kill.found for kill in kills])):
+        lines.append(f"{what}: " + ", ".join(f"{count} {where}" for where, count in Counter(each_one).most_common()))
     finished = [kill.lost - kill.unfinished for kill in kills]
     lines.append(
         f"most lost, but for steps taken while a save that did not end was written: {max(finished, default=0)}"
