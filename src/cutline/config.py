@@ -103,10 +103,14 @@ class DecoderConfig:
 class TrainingConfig:
     epochs: int = 12
     """Times that every picture is learned from."""
+    objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
+    """Learn to say what the captions say; or draw captions freely and learn from those that score above the others."""
+    reward_bleu: float = 0.0
+    """Weight of BLEU-4 (0 to 1) beside CIDEr-D (0 to 10) in the reward (objective "self_critical")."""
     batch: int = 64
     """Pictures in a step."""
     captions: int = 1
-    """Captions of a picture learned together in a step; they share one projection of its features."""
+    """Captions of a picture learned together in a step, or drawn; they share one projection of its features."""
     rate: float = 1e-3
     """Learning rate at its highest."""
     weight_decay: float = 1e-4
@@ -237,9 +241,19 @@ class Config:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
+    stages: tuple[dict[str, Any], ...] = ()
+    """Learn in stages, each from the best weights of those before it, with these changes to the settings above."""
     health: HealthConfig = field(default_factory=HealthConfig)
 
+    def stage(self, number: int) -> Config:
+        """All settings of one stage, by its number from 0."""
+        if not self.stages:
+            return self
+        return from_dict(self.stages[number], dataclasses.replace(self, stages=()))
 
+
+STAGED = ("training", "pictures", "encoder")
+"""Tables that a stage may change: the words, the decoder and the data are the same in all."""
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("data.val_share", "data.test_share", "pictures.augment_colour", "training.ema"), (0, 1)),
     **dict.fromkeys(("training.label_smoothing", "training.scheduled_sampling", "decoder.dropout"), (0, 1)),
@@ -255,6 +269,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("health.hang_minutes", "health.sample_seconds", "health.disk_gb"), (0, math.inf)),
     **dict.fromkeys(("health.gpu_celsius", "health.checkpoint_minutes"), (0, math.inf)),
     **dict.fromkeys(("health.memory", "health.gpu_memory", "health.loader", "training.unreadable"), (0, 1)),
+    "training.reward_bleu": (0, math.inf),
     **dict.fromkeys(("training.bad_steps", "processes"), (1, math.inf)),
     "health.port": (0, 65535),
     "pictures.augment_crop": (0.01, 1),
@@ -278,6 +293,13 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
     """`base` with the given values in place of its own; unknown keys and wrong kinds are refused."""
     config = _merge(base or Config(), tables, "")
     assert isinstance(config, Config)
+    for number, stage in enumerate(config.stages):
+        if odd := [key for key in stage if key not in STAGED]:
+            raise ConfigError(f"stage {number + 1} changes '{odd[0]}'", expected=", ".join(STAGED))
+        try:
+            config.stage(number)
+        except ConfigError as error:
+            raise ConfigError(f"stage {number + 1}: {error.what}", expected=error.expected) from None
     return config
 
 
@@ -327,7 +349,7 @@ def _check(value: Any, kind: Any, name: str) -> Any:
     if origin is tuple:
         if isinstance(value, list | tuple):
             return tuple(_check(item, get_args(kind)[0], name) for item in value)
-    elif origin in (Union, types.UnionType):
+    elif (origin is dict and isinstance(value, dict)) or origin in (Union, types.UnionType):
         return value
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(_within(value, name))

@@ -13,8 +13,9 @@ from typing import Any
 from cutline.cli.evaluate import show
 from cutline.cli.finish import finish
 from cutline.config import Config
+from cutline.data.corpus import Corpus
 from cutline.data.words import Words
-from cutline.engine import folder, run
+from cutline.engine import folder, run, weights
 from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.estimate import Needs
@@ -24,7 +25,7 @@ from cutline.engine.journal import Journal
 from cutline.engine.loop import Loop, Stopped
 from cutline.engine.ranks import Ranks, joined
 from cutline.engine.resume import resume
-from cutline.engine.trainer import Trainer
+from cutline.engine.trainer import Progress, Trainer
 from cutline.engine.watch import ATTEMPT, RUN, Watched
 from cutline.errors import CutlineError
 
@@ -57,7 +58,7 @@ def work(given: Any, config: Config) -> int:
 def _owned(given: Any, config: Config, ranks: Ranks) -> Iterator[Path]:
     """The run's folder, which the first rank owns: the supervisor's choice or, under torchrun, its own."""
     if not ranks.first:
-        yield Path(ranks.told(""))  # the first says it when it has prepared everything
+        yield Path(ranks.told(""))
         return
     if RUN in os.environ:
         path = Path(os.environ[RUN])
@@ -65,51 +66,75 @@ def _owned(given: Any, config: Config, ranks: Ranks) -> Iterator[Path]:
         path = given.resume or (None if given.new else folder.unfinished(config)) or folder.make(config)
     # Processes that have outlived their supervisor are still saving: wait for them.
     with folder.held(path, folder.WORKERS_LOCK, patience=30):
+        ranks.told(str(path))
         yield path
 
 
 def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
-    quiet = given.quiet or not ranks.first
     checkpoints = Checkpoints(path, folder.identity(path))
-    begun = bool(given.resume or checkpoints.candidates() or checkpoints.set_aside())
-    prepared = _prepared_in_turn(given, config, ranks, path, begun, quiet)
-    trainer = run.trainer(prepared, path)
-    if ranks.told(begun):
-        resume(trainer, allow_changes=given.allow_changes, quiet=quiet)
-    ranks.share(list(prepared.model.state_dict().values()))
-    _learn(given, trainer, quiet)
+    begun = bool(given.resume or checkpoints.candidates() or checkpoints.set_aside()) if ranks.first else False
+    first = checkpoints.latest().state["progress"]["stage"] if begun else 0
+    begun, first = ranks.told((begun, first))
+    at, corpus = None, None
+    for stage in range(first, max(1, len(config.stages))):
+        at, corpus, config = _learn_stage(given, config, ranks, path, stage, at, begun and stage == first)
     if ranks.first:
-        finished = finish(path, prepared.corpus, prepared.config, "val", quiet=given.quiet)
-        Journal(path).write("finished", step=trainer.at.step)
+        assert at
+        assert corpus
+        finished = finish(path, corpus, config, "val", quiet=given.quiet)
+        Journal(path).write("finished", step=at.step)
         if not given.quiet:
             show({lang: each.scores for lang, each in finished.judged.items()})
         print(path, flush=True)
 
 
-def _prepared_in_turn(given: Any, config: Config, ranks: Ranks, path: Path, begun: bool, quiet: bool) -> run.Prepared:
+def _learn_stage(
+    given: Any, config: Config, ranks: Ranks, path: Path, stage: int, before: Progress | None, resuming: bool
+) -> tuple[Progress, Corpus, Config]:
+    """A stage to its end: from where it was stopped, from the best weights of those before it, or from the start."""
+    quiet = given.quiet or not ranks.first
+    prepared = _prepared_in_turn(config, ranks, path, stage, before, resuming, quiet)
+    trainer = run.trainer(prepared, path)
+    if before:
+        trainer.begin_stage(before)
+    elif resuming:
+        resume(trainer, allow_changes=given.allow_changes, quiet=quiet)
+    ranks.share(list(prepared.model.state_dict().values()))
+    _learn(given, trainer, quiet)
+    return trainer.at, prepared.corpus, prepared.config
+
+
+def _prepared_in_turn(
+    config: Config, ranks: Ranks, path: Path, stage: int, before: Progress | None, resuming: bool, quiet: bool
+) -> run.Prepared:
     """First the first rank, which learns the words and makes the folder; then one on each machine, then the others.
 
     Whoever comes later finds the words and the features of every picture there.
     """
 
-    def prepare(from_folder: bool) -> run.Prepared:
-        words = Words.load(folder.file_of(path, "words.json")) if from_folder else None
-        return run.prepare(config, words=words, ranks=ranks, quiet=quiet)
+    def prepare(anew: bool = False) -> run.Prepared:
+        words = None if anew else Words.load(folder.file_of(path, "words.json"))
+        start = weights.named(run.load_captioner(path)[0]) if before else run.kept_encoder(path, stage)
+        return run.prepare(config, words=words, stage=stage, start=start, ranks=ranks, quiet=quiet)
 
     prepared = None
     if ranks.first:
-        prepared = prepare(begun)
-        Checkpoints(path, folder.identity(path)).sweep()
-        if not begun:
+        anew = not (before or resuming)
+        prepared = prepare(anew)
+        if anew:
             Needs.of(prepared).check(path)
             run.create(prepared, path)
-        if os.environ.get(ATTEMPT, "0") == "0":
-            print(path, flush=True)
-        ranks.told(str(path))
-    elif ranks.local == 0:
-        prepared = prepare(True)
+        elif before:
+            run.keep_encoder(prepared, path, stage)
+        if not before:
+            Checkpoints(path, folder.identity(path)).sweep()
+            if os.environ.get(ATTEMPT, "0") == "0":
+                print(path, flush=True)
+    ranks.told(None)
+    if ranks.local == 0:
+        prepared = prepared or prepare()
     ranks.gather(None)
-    return prepared or prepare(True)
+    return prepared or prepare()
 
 
 def _learn(given: Any, trainer: Trainer, quiet: bool) -> None:

@@ -38,6 +38,8 @@ class Batch:
 
     inputs: Inputs
     tokens: Tensor
+    pictures: Tensor
+    """(B,) their numbers among all pictures."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Pictures that were to be in it but cannot be read, and why."""
 
@@ -54,10 +56,10 @@ class Batch:
         size = max(1, -(-len(self) // count))
         for start in range(0, len(self), size):
             chosen = slice(start, start + size)
-            yield Batch(tuple(part[chosen] for part in self.inputs), self.tokens[chosen])
+            yield Batch(tuple(part[chosen] for part in self.inputs), self.tokens[chosen], self.pictures[chosen])
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(move(self.inputs, device), self.tokens.to(device, non_blocking=True))
+        return Batch(move(self.inputs, device), self.tokens.to(device, non_blocking=True), self.pictures)
 
 
 Inputs = tuple[Tensor, ...]
@@ -248,11 +250,12 @@ class Batches(Dataset[Batch]):
             texts = turned if flips[at] else self.captions.rows[index]
             rows.append([texts[k] for k in self.captions.choose(self.seed, self.epoch, int(index), self.rows)])
         if not rows:
-            return Batch((), torch.zeros(0, 1, 2, dtype=torch.int64), unreadable)
+            nothing = torch.zeros(0, 1, 2, dtype=torch.int64)
+            return Batch((), nothing, nothing[:, 0, 0], unreadable)
         if flips[kept].any():
             (pictures,), chosen = inputs, torch.from_numpy(flips[kept])
             pictures[chosen] = pictures[chosen].flip(-1)
-        return Batch(inputs, pad(rows), unreadable)
+        return Batch(inputs, pad(rows), torch.from_numpy(indices[kept]), unreadable)
 
     def iterate(self, epoch: int, start: int, workers: int) -> Iterator[Batch]:
         """The epoch's batches from position `start` on, read ahead by `workers` processes.

@@ -48,12 +48,14 @@ class Loop:
         """Train to the end, or until told to stop; what was learned is saved either way."""
         trainer, at = self.trainer, self.trainer.at
         trainer.batches.on_death = lambda why: self._met("loader_died", f"{why}; others go on", step=at.step)
-        bar = progress("training", trainer.total_steps, "steps", done=at.step, quiet=self.quiet)
+        stages = len(trainer.facts["config"]["stages"]) if trainer.facts else 0
+        what = f"stage {at.stage + 1} of {stages}" if stages else "training"
+        bar = progress(what, trainer.total_steps, "steps", done=at.step - at.begun, quiet=self.quiet)
         with contextlib.closing(self), _stop_requested() as stop, bar as advance:
             self.saver.start_at(next(self.checkpoints.verified(), None))
             self._journal(
-                "training", step=at.step, total=trainer.total_steps, epoch=at.epoch, epochs=trainer.config.epochs,
-                device=str(trainer.device), world=trainer.ranks.world,
+                "training", step=at.step, total=at.begun + trainer.total_steps, stage=at.stage + 1, epoch=at.epoch,
+                epochs=trainer.config.epochs, device=str(trainer.device), world=trainer.ranks.world,
             )  # fmt: skip
             while not self._over():
                 if trainer.at.validated < trainer.at.epoch:
@@ -196,7 +198,7 @@ class Loop:
         """How it goes, for whoever watches."""
         at, newest = self.trainer.at, self.saver.newest
         return self.trainer.meter.read() | {
-            "step": at.step, "total_steps": self.trainer.total_steps, "epoch": at.epoch, "loss": self.loss,
+            "step": at.step, "total_steps": at.begun + self.trainer.total_steps, "epoch": at.epoch, "loss": self.loss,
             "best_score": at.best, "skipped_steps": at.skipped,
             "checkpoint_step": newest.step if newest else -1,
             "checkpoint_age_seconds": time.monotonic() - self.saver.newest_time,

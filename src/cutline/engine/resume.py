@@ -50,7 +50,10 @@ def _note_changes(trainer: Trainer, changes: list[str], quiet: bool) -> None:
     say("changed: " + "; ".join(changes), quiet=quiet)
     if trainer.ranks.first:
         Journal(trainer.run).write("changed", settings=changes)
-        durable.write(trainer.run / "config.toml", configuration.to_toml(trainer.task.config).encode())
+        durable.write(
+            trainer.run / "config.toml",
+            configuration.to_toml(configuration.from_dict(trainer.facts["config"])).encode(),
+        )
 
 
 def _order(facts: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 import torch
+from safetensors.torch import load_file
+from torch import Tensor
 
 import cutline
 from cutline import config as configuration
@@ -27,7 +29,7 @@ from cutline.engine.batches import Batches, Captions, FeatureSource, PictureSour
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Device, choose_device
-from cutline.engine.task import CaptioningTask
+from cutline.engine.task import CaptioningTask, Critic
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, DataError, ModelError
 from cutline.features import open_or_build
@@ -39,6 +41,7 @@ class Prepared:
     """All that a run needs, before a run folder is there."""
 
     config: Config
+    """Of all stages."""
     corpus: Corpus
     words: Words
     model: Captioner
@@ -55,11 +58,17 @@ def prepare(
     config: Config,
     *,
     words: Words | None = None,
+    stage: int = 0,
+    start: Mapping[str, Tensor] | None = None,
     sources: Sources | None = None,
     ranks: Ranks = ALONE,
     quiet: bool = False,
 ) -> Prepared:
-    """Read the data, build the model, and bring the two together; `sources` says where pictures come from."""
+    """Read the data, build the model, and bring the two together.
+
+    `start` are weights to begin from, by name, in place of a stage's own beginning; `sources` says where pictures come
+    from.
+    """
     if config.threads:
         torch.set_num_threads(config.threads)
     elif ranks.here > 1:
@@ -81,6 +90,8 @@ def prepare(
     texts = {lang: [text for s in learn for text in s.captions.get(lang, ())] for lang in languages}
     if words is None:
         words = Words.learn(texts, config.words)
+    whole, begin = _with_vectors(config, words, quiet)
+    config = whole.stage(stage)
     say(f"data: {corpus.source}: {len(learn)} pictures to learn from, {len(judge)} to validate on", quiet=quiet)
     unknown = ", ".join(f"{words.unknown_share(texts[lang]):.1%} in {lang}" for lang in languages)
     say(f"words: {len(words.pieces)}; not among them: {unknown}", quiet=quiet)
@@ -89,10 +100,10 @@ def prepare(
             f"pictures with captions in {', '.join(odd)} are not mirrored: left and right are not known",
             quiet=quiet,
         )
-    config, begin = _with_vectors(config, words, quiet)
     torch.manual_seed(config.seed)
     model = build_captioner(config, len(words.pieces))
     begin(model)
+    weights.put(model, start or {})
     say(_describe(model), quiet=quiet)
     model = model.to(device.torch)
     learn_from, judge_from = (sources or stored_or_pictures)(config, model, learn, judge, quiet)
@@ -104,8 +115,11 @@ def prepare(
         learn_from, captions, config.pictures, names=[s.id for s in learn], seed=config.seed, batch=training.batch,
         rows=training.captions, rank=ranks.rank, world=ranks.world,
     )  # fmt: skip
-    task = CaptioningTask(config, model, words, judge, judge_from)
-    return Prepared(config, corpus, words, model, task, batches, device, ranks)
+    critic = None
+    if training.objective == "self_critical":
+        critic = Critic(learn, languages, words, training.reward_bleu)
+    task = CaptioningTask(config, model, words, judge, judge_from, critic)
+    return Prepared(whole, corpus, words, model, task, batches, device, ranks)
 
 
 def _with_vectors(config: Config, words: Words, quiet: bool) -> tuple[Config, Callable[[Captioner], None]]:
@@ -160,18 +174,28 @@ def fingerprint(corpus: Corpus) -> str:
 def create(prepared: Prepared, path: Path | None = None) -> Path:
     """A run folder with all that does not change during the run: a new one, or this one that `folder.make` made."""
     path = path or folder.make(prepared.config)
-    if weights.is_frozen(prepared.model.encoder):
-        # What never changes is not in the checkpoints; kept here, the run needs no other file.
-        tensors = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
-        durable.write(path / "encoder.safetensors", safetensors.torch.save(tensors))
+    keep_encoder(prepared, path, 0)
     durable.write(path / "words.json", prepared.words.to_bytes())
     durable.write(path / "config.toml", configuration.to_toml(prepared.config).encode())
     folder.point_to(path)
     return path
 
 
+def keep_encoder(prepared: Prepared, path: Path, stage: int) -> None:
+    """What does not change in a stage is not in its checkpoints; kept here, the run needs no other file."""
+    if weights.is_frozen(prepared.model.encoder):
+        tensors = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
+        durable.write(path / f"encoder-{stage}.safetensors", safetensors.torch.save(tensors))
+
+
+def kept_encoder(path: Path, stage: int) -> dict[str, Tensor]:
+    """The encoder that a stage leaves as it is, as tensors of the whole model; nothing where the encoder learns."""
+    file = path / f"encoder-{stage}.safetensors"
+    return {f"encoder.{name}": value for name, value in load_file(file).items()} if file.exists() else {}
+
+
 def trainer(prepared: Prepared, run: Path) -> Trainer:
-    config = prepared.config
+    config = prepared.task.config
     return Trainer(
         prepared.task, prepared.batches, Checkpoints(run, folder.identity(run)), config.training, config.seed,
         prepared.device.torch, prepared.ranks, _facts(prepared),
@@ -207,10 +231,9 @@ def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Wo
     chosen = chosen or newest
     bare = replace(config, encoder=replace(config.encoder, weights="none"))  # they come from the run folder
     model = build_captioner(bare, len(words.pieces))
-    stored = run / "encoder.safetensors"
-    model.encoder.requires_grad_(not stored.exists())
-    if stored.exists():
-        model.encoder.load_state_dict(safetensors.torch.load_file(stored))
+    kept = kept_encoder(run, chosen.state["progress"]["stage"])
+    model.encoder.requires_grad_(not kept)
+    weights.put(model, kept)
     state = snapshot.tensors(chosen, "model")
     if snapshot.has(chosen, "average"):
         state |= snapshot.tensors(chosen, "average")

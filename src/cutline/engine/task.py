@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from cutline.data.words import Words
 from cutline.engine.batches import Batch, Source, load_readable, move
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.errors import DataError
+from cutline.evaluation.reward import Reward
 from cutline.evaluation.text import Scores, score
+from cutline.evaluation.tokens import tokenize
 from cutline.models.attention import coverage_penalty
 from cutline.models.captioner import Captioner, TorchStep
 from cutline.search import Hypothesis, search
@@ -46,13 +49,51 @@ class Validation:
         return flat
 
 
+class Critic:
+    """Judges captions drawn of training pictures: each by how much better it is than the others of its picture."""
+
+    def __init__(self, samples: Sequence[Sample], languages: Sequence[str], words: Words, bleu: float) -> None:
+        self.words = words
+        self.languages = {words.begin(lang): lang for lang in languages}
+        self.rewards = {
+            lang: Reward([[tokenize(text) for text in s.captions.get(lang, ())] for s in samples], bleu=bleu)
+            for lang in languages
+        }
+        self.mean = 0.0
+        """Of the rewards that were given last."""
+
+    def __call__(self, pictures: Tensor, tokens: Tensor) -> Tensor:
+        """Pictures (B,) and captions (B,N,T+1), from the begin token on, to what each is better by (B,N)."""
+        groups = tokens.tolist()
+        rewards = np.zeros(tokens.shape[:2])
+        for row, (picture, group) in enumerate(zip(pictures.tolist(), groups, strict=True)):
+            judge = self.rewards[self.languages[group[0][0]]]
+            rewards[row] = judge([picture], [[self._said(caption) for caption in group]])[0]
+        self.mean = float(rewards.mean())
+        # Against the mean of the *others*, so that no caption is measured by itself.
+        others = max(rewards.shape[1] - 1, 1)
+        better = (rewards - rewards.mean(1, keepdims=True)) * rewards.shape[1] / others
+        return torch.from_numpy(better.astype(np.float32))
+
+    def _said(self, caption: list[int]) -> list[str]:
+        ids = caption[1:]
+        whole = ids[: ids.index(self.words.end)] if self.words.end in ids else [id for id in ids if id != PAD]
+        return tokenize(self.words.decode(whole))
+
+
 class CaptioningTask:
     """Holds the model and the meaning of its batches; knows nothing of steps, schedules or files."""
 
     def __init__(
-        self, config: Config, model: Captioner, words: Words, samples: Sequence[Sample], source: Source
+        self,
+        config: Config,
+        model: Captioner,
+        words: Words,
+        samples: Sequence[Sample],
+        source: Source,
+        critic: Critic | None = None,
     ) -> None:
-        self.config, self.model, self.words = config, model, words
+        self.config, self.model, self.words, self.critic = config, model, words, critic
         self.samples, self.source = samples, source
         """The validation pictures and where they come from."""
 
@@ -63,6 +104,8 @@ class CaptioningTask:
         number of words in all of them, so that the gradients add up to those of one large batch.
         """
         training = self.config.training
+        if self.critic:
+            return self._reinforce(self.critic, batch, tokens)
         nats, attention = self.model.cross_entropy(
             batch.inputs, batch.tokens, smoothing=training.label_smoothing, sampling=sampling
         )
@@ -71,6 +114,15 @@ class CaptioningTask:
             penalty = coverage_penalty(attention, batch.tokens[..., 1:] != PAD)
             loss = loss + training.attention_weight * share * penalty
         return loss, float(nats.detach())
+
+    def _reinforce(self, critic: Critic, batch: Batch, tokens: int) -> tuple[Tensor, float]:
+        """The loss whose gradient makes better captions likelier; what is told of it is the reward, below nought."""
+        better = self.model.reinforce(
+            batch.inputs, batch.tokens[:, 0, 0], partial(critic, batch.pictures), rows=self.config.training.captions,
+            longest=self.config.search.max_length, end=self.words.end,
+            forbidden=torch.tensor(sorted(self.words.forbidden), device=batch.tokens.device),
+        )  # fmt: skip
+        return better / tokens, -critic.mean * batch.words
 
     def validate(
         self,

@@ -30,8 +30,11 @@ class Progress:
     """Where a run stands: with the weights and the optimizer, all that it needs to go on."""
 
     step: int = 0
+    stage: int = 0
+    begun: int = 0
+    """Step at which the stage began."""
     epoch: int = 0
-    """Epochs learned from to their end."""
+    """Epochs of the stage learned from to their end."""
     batch: int = 0
     """Batches of the epoch after those that were learned from."""
     validated: int = 0
@@ -102,8 +105,14 @@ class Trainer:
         self.meter = Meter()
         self.steps_per_epoch = -(-len(batches) // config.accumulate)
 
+    def begin_stage(self, before: Progress) -> None:
+        """Go on from where another stage has ended; its weights are there already."""
+        kept = {name: getattr(before, name) for name in ("step", "best", "best_step", "skipped", "split", "events")}
+        self.at = Progress(stage=before.stage + 1, begun=before.step, **kept)
+
     @property
     def total_steps(self) -> int:
+        """Of this stage."""
         return self.steps_per_epoch * self.config.epochs
 
     # What a step is
@@ -153,13 +162,14 @@ class Trainer:
             self.average.update(at.step)
 
     def _set_rate(self) -> None:
-        factor = rate_factor(self.config, self.at.step, self.steps_per_epoch, self.at.drops) * 0.5**self.at.setbacks
+        step = self.at.step - self.at.begun
+        factor = rate_factor(self.config, step, self.steps_per_epoch, self.at.drops) * 0.5**self.at.setbacks
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
     def _backward(self, batches: list[Batch], tokens: int, pictures: int, before: list[torch.Tensor]) -> float:
         """Gradients of a step, in as many parts as memory asks for; returns the summed nats."""
-        sampling = self.config.scheduled_sampling * self.at.step / max(self.total_steps, 1)
+        sampling = self.config.scheduled_sampling * (self.at.step - self.at.begun) / max(self.total_steps, 1)
         while True:
             reseed(self.seed, self.at.step, self.ranks.rank)
             self.optimizer.zero_grad(set_to_none=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,10 +14,9 @@ from cutline.models.captioner import Captioner
 
 
 def learned(model: Captioner) -> dict[str, Tensor]:
-    """The model's own tensors, live: each once though it may be tied to two places, none of a frozen encoder."""
+    """What changes as a model learns, live: all but a frozen encoder."""
     prefix = "encoder." if is_frozen(model.encoder) else "\0"
-    named = dict(model.named_parameters()) | dict(model.named_buffers())
-    return {name: value for name, value in named.items() if not name.startswith(prefix)}
+    return {name: value for name, value in named(model).items() if not name.startswith(prefix)}
 
 
 def load(model: Captioner, tensors: dict[str, Tensor]) -> None:
@@ -33,6 +33,19 @@ def load(model: Captioner, tensors: dict[str, Tensor]) -> None:
             if value.shape != tensors[name].shape:
                 raise ModelError(f"{name} is {tuple(tensors[name].shape)}, the model's is {tuple(value.shape)}")
             value.copy_(tensors[name])
+
+
+def named(model: Captioner) -> dict[str, Tensor]:
+    """All of the model's tensors, live: each once though it may be tied to two places."""
+    return dict(model.named_parameters()) | dict(model.named_buffers())
+
+
+def put(model: Captioner, tensors: Mapping[str, Tensor]) -> None:
+    """Take these values, whichever of the model's they are."""
+    live = named(model)
+    with torch.no_grad():
+        for name, value in tensors.items():
+            live[name].copy_(value)
 
 
 def statistics(model: Captioner) -> list[Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +65,47 @@ class Captioner(nn.Module):
         outputs, attention = self.decoder.outputs(features.grid, features.pooled, tokens)
         return self.decoder.vocabulary.cross_entropy(outputs, captions[..., 1:], smoothing), attention
 
+    def reinforce(
+        self,
+        inputs: Tensors,
+        begin: Tensor,
+        advantage: Callable[[Tensor], Tensor],
+        *,
+        rows: int,
+        longest: int,
+        end: int,
+        forbidden: Tensor,
+    ) -> Tensor:
+        """What to descend on so that better captions become likelier: summed nats of `rows` captions drawn freely of
+        each picture, weighted by `advantage`, which maps tokens (B,N,T+1) to numbers (B,N).
+
+        Captions are drawn and judged without dropout: those that are learned from must be the model's own. They are
+        judged in another thread while the decoder goes over them again, this time for gradients.
+        """
+        features = self.features(inputs)
+        tokens = self._draw(features, begin[:, None].expand(-1, rows), longest, end, forbidden)
+        with ThreadPoolExecutor(1) as thread, _without_dropout(self.decoder):
+            judged = thread.submit(advantage, tokens)
+            outputs, _ = self.decoder.outputs(features.grid, features.pooled, tokens[..., :-1])
+            weights = judged.result().to(outputs.device)[..., None].expand_as(tokens[..., 1:])
+        return self.decoder.vocabulary.cross_entropy(outputs, tokens[..., 1:], weights=weights)
+
+    @torch.no_grad()
+    def _draw(self, features: Features, begin: Tensor, longest: int, end: int, forbidden: Tensor) -> Tensor:
+        """Begin tokens (B,N) to captions (B,N,T+1) drawn word by word from what the model thinks comes next."""
+        memory, state = self.decoder.start(features.grid, features.pooled)
+        state = tuple(part.expand(-1, begin.shape[1], *part.shape[2:]).contiguous() for part in state)
+        tokens, ended = [begin], torch.zeros_like(begin, dtype=torch.bool)
+        for _ in range(longest):
+            logp, _, state = self.decoder.step(memory, state, tokens[-1])
+            logp[..., forbidden] = -torch.inf
+            drawn = torch.multinomial(logp.flatten(0, 1).softmax(-1), 1).view_as(begin)
+            tokens.append(drawn.masked_fill(ended, PAD))
+            ended = ended | (drawn == end)
+            if ended.all():
+                break
+        return torch.stack(tokens, -1)
+
     def _given(self, features: Features, tokens: Tensor, sampling: float, generator: torch.Generator | None) -> Tensor:
         """Scheduled sampling in two parallel passes: guess every word from the given ones, then learn from a mixture.
 
@@ -75,6 +119,21 @@ class Captioner(nn.Module):
         chosen = torch.rand(old.shape, generator=generator).to(old.device) < sampling
         mixed = torch.where(chosen & (old != PAD), logits.argmax(-1), old)
         return torch.cat([tokens[..., :1], mixed], -1)
+
+
+@contextmanager
+def _without_dropout(module: nn.Module) -> Iterator[None]:
+    """No dropout, though learning. Evaluation mode would do, but in it a GPU's recurrent networks have no gradients."""
+    parts: list[tuple[Any, str]] = [(part, "p") for part in module.modules() if isinstance(part, nn.Dropout)]
+    parts += [(part, "dropout") for part in module.modules() if isinstance(part, nn.RNNBase)]
+    kept = [getattr(part, name) for part, name in parts]
+    for part, name in parts:
+        setattr(part, name, 0.0)
+    try:
+        yield
+    finally:
+        for (part, name), value in zip(parts, kept, strict=True):
+            setattr(part, name, value)
 
 
 def build_captioner(config: Config, words: int) -> Captioner:

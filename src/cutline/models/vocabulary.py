@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,17 @@ class Vocabulary(nn.Module):
         """Outputs (…,H) to the scores of all words (…,V)."""
         return linear(self.narrow(outputs), self.weight, self.bias)
 
-    def cross_entropy(self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-        """Summed cross entropy in nats of outputs (…,H) against targets (…). Padding costs nothing, in both senses."""
+    def cross_entropy(
+        self, outputs: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+    ) -> Tensor:
+        """Summed cross entropy in nats of outputs (…,H) against targets (…). Padding costs nothing, in both senses.
+
+        With `weights` (…) some targets count more than others, or less than nothing.
+        """
         there = targets != PAD
         rows = self.narrow(outputs[there])
-        loss: Tensor = _CrossEntropy.apply(rows, self.weight, self.bias, targets[there], smoothing)
+        chosen = None if weights is None else weights[there]
+        loss: Tensor = _CrossEntropy.apply(rows, self.weight, self.bias, targets[there], smoothing, chosen)
         return loss
 
     def load_vectors(self, matrix: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> None:
@@ -65,7 +72,15 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, outputs: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        outputs: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        counts: Tensor | None,
+    ) -> Tensor:
         learning = any(ctx.needs_input_grad)
         device, exact = outputs.device.type, torch.promote_types(weight.dtype, torch.float32)
         total = torch.zeros((), dtype=exact, device=device)
@@ -75,19 +90,22 @@ class _CrossEntropy(torch.autograd.Function):
         d_outputs: list[Tensor] = []
         d_head: list[Tensor] = []
         size = max(1, BLOCK // len(weight) // PICTURES) * PICTURES
-        for rows, wanted in zip(torch.split(outputs, size), torch.split(targets[:, None], size)):
+        shares = torch.split(counts[:, None].to(exact), size) if counts is not None else itertools.repeat(None)
+        for rows, wanted, share in zip(torch.split(outputs, size), torch.split(targets[:, None], size), shares):
             rows = rows.detach().to(dtype).requires_grad_(learning)
             with torch.autocast(device, enabled=False), torch.set_grad_enabled(learning):
                 scores = linear(rows, weight, bias)
             chances = F.softmax(scores.detach(), -1, dtype=exact)
             right = chances.gather(1, wanted).clamp(min=torch.finfo(exact).tiny).log()
-            total -= right.sum()
+            total -= right.sum() if share is None else (right * share).sum()
             if smoothing:  # the mean of all words' log-probabilities, by way of the right one's
                 mean = scores.detach().mean(-1, True, dtype=exact) - scores.detach().gather(1, wanted) + right
-                total -= smoothing * (mean - right).sum()
+                total -= smoothing * ((mean - right).sum() if share is None else ((mean - right) * share).sum())
             if learning:
                 d_scores = chances.sub_(smoothing / len(weight)) if smoothing else chances
                 d_scores.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=exact))
+                if share is not None:
+                    d_scores *= share
                 d_rows, *d_both = torch.autograd.grad(scores, (rows, weight, bias), d_scores.to(dtype))
                 d_outputs.append(d_rows.to(outputs.dtype))
                 if d_head:
@@ -104,4 +122,4 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # In place: these are large, and nobody else's.
         d_outputs, d_weight, d_bias = (grad.mul_(scale) for grad in ctx.saved_tensors)
-        return d_outputs, d_weight, d_bias, None, None
+        return d_outputs, d_weight, d_bias, None, None, None
