@@ -1,0 +1,97 @@
+"""Learning in stages, in one run: words first, then captions drawn freely, with an encoder that stays as it became."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+STAGES = """
+[[stages]]
+[stages.training]
+epochs = 2
+[[stages]]
+[stages.training]
+epochs = 2
+objective = "self_critical"
+rate = 1e-3
+[stages.encoder]
+train = "nothing"
+"""
+
+
+@pytest.fixture(scope="module")
+def staged(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+    file = tmp_path_factory.mktemp("staged") / "staged.toml"
+    file.write_text(tiny_config.read_text().replace("batch = 32", "batch = 12\nema = 0.9") + STAGES)
+    return file
+
+
+def command(staged: Path, data: Path, output: Path) -> list[object]:
+    return ["train", "--preset", "scenes", "--config", staged, "--data", data, "--output", output]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, staged: Path, scenes_folder: Path, run_cutline: Run) -> Path:
+    done = run_cutline(*command(staged, scenes_folder, tmp_path_factory.mktemp("whole")))
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.splitlines()[-1])
+
+
+def events(run: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+
+
+def test_stages_follow_each_other_in_one_log(whole: Path) -> None:
+    steps = [event for event in events(whole) if event["kind"] == "step"]
+    assert [event["step"] for event in steps] == list(range(1, 33))  # 96 pictures by 12, four epochs
+    first, second = steps[:16], steps[16:]
+    assert all(event["loss"] > 0 for event in first)
+    assert all(event["loss"] < 0 for event in second)  # a reward, below nought
+    assert second[0]["rate"] < second[4]["rate"] == pytest.approx(1e-3, rel=0.2)  # warmed up again
+    assert len([event for event in events(whole) if event["kind"] == "validation"]) == 4
+
+
+def test_a_kill_in_the_second_stage_changes_nothing(
+    tmp_path: Path, staged: Path, scenes_folder: Path, whole: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cutline", *map(str, command(staged, scenes_folder, tmp_path))],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    run = Path(process.stdout.readline().strip())
+    deadline = time.monotonic() + 120
+    while not ((run / "events.jsonl").exists() and '"step": 22,' in (run / "events.jsonl").read_text()):
+        assert time.monotonic() < deadline, "the second stage did not come"
+        time.sleep(0.002)
+    os.kill(int((run / "worker.lock").read_text().split()[1]), signal.SIGKILL)
+    _, told = process.communicate(timeout=200)
+    assert process.returncode == 0, told
+    assert "was killed (SIGKILL)" in told
+    assert (run / "events.jsonl").read_bytes() == (whole / "events.jsonl").read_bytes()
+    newest = [max((each / "checkpoints").glob("step-*")) for each in (run, whole)]
+    for name in ("model", "optimizer", "average"):
+        one, other = ((path / f"{name}.safetensors").read_bytes() for path in newest)
+        assert one == other, name
+
+
+def test_what_a_stage_may_not_change_is_named(tmp_path: Path, run_cutline: Run) -> None:
+    file = tmp_path / "wrong.toml"
+    for text, says in (
+        ("[[stages]]\n[stages.decoder]\nhidden = 3\n", "stage 1 changes 'decoder'"),
+        ("[[stages]]\n[[stages]]\n[stages.training]\nepoks = 3\n", "stage 2: unknown setting 'training.epoks'"),
+    ):
+        file.write_text(text)
+        refused = run_cutline("train", "--config", file, "--print-config")
+        assert refused.returncode == 2
+        assert says in refused.stderr

@@ -1,0 +1,170 @@
+"""What learning by reward is paid in: CIDEr-D as the scores have it, and a gradient that is REINFORCE's."""
+
+from __future__ import annotations
+
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cutline.config import Config, DecoderConfig, EncoderConfig, PicturesConfig, WordsConfig
+from cutline.data.corpus import Sample
+from cutline.data.words import Words
+from cutline.engine.task import Critic
+from cutline.evaluation import ngrams
+from cutline.evaluation.reward import END, Reward
+from cutline.models.captioner import Captioner, build_captioner
+from cutline.models.vocabulary import Vocabulary
+
+VOCABULARY = ["a", "the", "red", "blue", "dog", "cat", "runs", "sits", "on", "under", "small", "big", "grass"]
+
+
+def caption(chance: random.Random) -> list[str]:
+    return [chance.choice(VOCABULARY) for _ in range(chance.randint(0, 9))]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> tuple[list[list[str]], list[list[list[str]]]]:
+    chance = random.Random(3)
+    references = [[caption(chance) for _ in range(chance.randint(1, 5))] for _ in range(40)]
+    return [caption(chance) for _ in references], references
+
+
+def test_it_is_cider_d_with_an_end_to_every_caption(corpus: tuple[list[list[str]], list[list[list[str]]]]) -> None:
+    candidates, references = corpus
+    ended = [[*words, END] for words in candidates], [[[*words, END] for words in group] for group in references]
+    _, each = ngrams.cider(ngrams.Captions.of(*ended))
+    rewards = Reward(references)(range(len(candidates)), [[words] for words in candidates])
+    np.testing.assert_allclose(rewards[:, 0], each, rtol=1e-9, atol=1e-12)
+    assert rewards.max() > 0.5
+
+
+def test_breaking_off_is_paid_less() -> None:
+    """An end that no reference has, after `on the`, costs something; the scores themselves do not look at ends."""
+    chance = random.Random(1)
+    references = [[caption(chance) for _ in range(5)] for _ in range(50)]
+    whole = ["a", "small", "dog", "sits", "on", "the", "grass"]
+    ((complete, cut),) = Reward([[whole], *references])([0], [[whole, whole[:-1]]])
+    assert complete == pytest.approx(10)
+    said = [whole[:-1], *(group[0] for group in references)]
+    scored = ngrams.cider(ngrams.Captions.of(said, [[whole], *references]))[1][0]
+    assert cut < 0.95 * scored
+
+
+def test_bleu_may_be_part_of_it(corpus: tuple[list[list[str]], list[list[list[str]]]]) -> None:
+    candidates, references = corpus
+    alone = Reward(references)(range(40), [[words] for words in candidates])
+    mixed = Reward(references, bleu=2.0)(range(40), [[words] for words in candidates])
+    bleu = (mixed - alone) / 2
+    assert (bleu >= 0).all()
+    assert bleu.max() <= 1.0
+    long = next(number for number, group in enumerate(references) if len(group[0]) > 6)
+    said = [[references[long][0], references[long][0][::-1]]]
+    (alone,), (mixed,) = (Reward(references, bleu=bleu)([long], said) for bleu in (0.0, 2.0))
+    assert (mixed - alone)[0] == pytest.approx(2.0)
+    assert (mixed - alone)[1] < 1.5
+
+
+def test_each_is_measured_by_the_others_of_its_picture() -> None:
+    texts = ["a red dog runs", "a blue cat sits", "the small dog sits on grass"]
+    samples = [Sample(str(n), None, {"en": (text,)}, None, "train") for n, text in enumerate(texts)]  # type: ignore[arg-type]
+    words = Words.learn({"en": texts}, WordsConfig(min_count=1))
+    critic = Critic(samples, ["en"], words, 0.0)
+    said = [[words.begin("en"), *words.encode(text, "en"), words.end] for text in (texts[1], texts[0])]
+    longest = max(map(len, said))
+    tokens = torch.tensor([[ids + [0] * (longest - len(ids)) for ids in said]])
+    better = critic(torch.tensor([1]), tokens)
+    reward = Reward([[text.split()] for text in texts])([1], [[texts[1].split(), texts[0].split()]])[0]
+    assert better.tolist()[0] == pytest.approx([reward[0] - reward[1], reward[1] - reward[0]], rel=1e-5)
+    assert critic.mean == pytest.approx(reward.mean())
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weighted_cross_entropy_is_the_plain_one(smoothing: float) -> None:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(11, 6, 6, tie=False).double()
+    outputs = torch.randn(3, 2, 4, 6, dtype=torch.float64, requires_grad=True)
+    targets, weights = torch.randint(0, 11, (3, 2, 4)), torch.randn(3, 2, 4, dtype=torch.float64)
+    fast = vocabulary.cross_entropy(outputs, targets, smoothing, weights)
+    each = F.cross_entropy(
+        vocabulary.logits(outputs).flatten(0, 2), targets.flatten(), reduction="none", label_smoothing=smoothing
+    )
+    plain = (each * weights.flatten() * (targets.flatten() != 0)).sum()
+    assert float(fast.detach()) == pytest.approx(float(plain.detach()))
+    wanted = [outputs, vocabulary.weight, vocabulary.bias]
+    for one, other in zip(torch.autograd.grad(fast, wanted), torch.autograd.grad(plain, wanted), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def tiny(kind: str, attention: str) -> Captioner:
+    decoder = DecoderConfig(kind=kind, attention=attention, hidden=16, heads=2, dropout=0.5)  # type: ignore[arg-type]
+    config = Config(pictures=PicturesConfig(size=48), encoder=EncoderConfig(name="small"), decoder=decoder)
+    torch.manual_seed(1)
+    return build_captioner(config, 12).train()
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"), [("lstm", "luong"), ("gru", "bahdanau"), ("lstm", "none"), ("transformer", "luong")]
+)
+def test_its_gradient_is_that_of_reinforce(kind: str, attention: str) -> None:
+    captioner = tiny(kind, attention)
+    pictures = torch.randint(0, 255, (3, 3, 48, 48), dtype=torch.uint8)
+    drawn: list[torch.Tensor] = []
+
+    def better(tokens: torch.Tensor) -> torch.Tensor:
+        drawn.append(tokens)
+        return torch.linspace(-1, 1, tokens.shape[0] * tokens.shape[1]).view(tokens.shape[:2])
+
+    captioner.encoder.eval()  # its batch norm would see two batches otherwise
+    loss = captioner.reinforce(
+        (pictures,), torch.full((3,), 3), better, rows=4, longest=7, end=1, forbidden=torch.tensor([0, 2, 3])
+    )
+    fast = torch.autograd.grad(loss, list(captioner.parameters()), allow_unused=True)
+    (tokens,) = drawn
+    assert tokens.shape[:2] == (3, 4)
+    assert tokens.shape[2] <= 8
+    assert (tokens[..., 0] == 3).all()
+    assert not torch.isin(tokens[..., 1:], torch.tensor([2, 3])).any()
+    for row in tokens.flatten(0, 1):  # after its end, a caption has only padding
+        end = (row == 1).nonzero()
+        assert not len(end) or (row[int(end[0]) + 1 :] == 0).all()
+
+    captioner.eval()  # no dropout: captions are judged by the policy that drew them
+    features = captioner.features((pictures,))
+    logits, _ = captioner.decoder(features.grid, features.pooled, tokens[..., :-1])
+    logp = logits.log_softmax(-1).gather(-1, tokens[..., 1:, None])[..., 0]
+    weights = torch.linspace(-1, 1, 12).view(3, 4)
+    plain = -(logp * (tokens[..., 1:] != 0)).sum(-1).mul(weights).sum()
+    assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-4)
+    slow = torch.autograd.grad(plain, list(captioner.parameters()), allow_unused=True)
+    for one, other in zip(fast, slow, strict=True):
+        if other is not None:
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+    assert captioner.train().decoder.drop.p == 0.5  # type: ignore[union-attr]
+
+
+def test_captions_are_drawn_as_the_model_thinks() -> None:
+    """The first words of many captions of one picture, against what the model says of them."""
+    captioner = tiny("lstm", "luong")
+    pictures = torch.randint(0, 255, (1, 3, 48, 48), dtype=torch.uint8)
+    firsts: list[int] = []
+
+    def better(tokens: torch.Tensor) -> torch.Tensor:
+        firsts.extend(tokens[0, :, 1].tolist())
+        return torch.zeros(tokens.shape[:2])
+
+    captioner.eval()
+    forbidden = torch.tensor([0, 2, 3])
+    captioner.reinforce((pictures,), torch.tensor([3]), better, rows=4000, longest=1, end=1, forbidden=forbidden)
+    with torch.no_grad():
+        memory, state = captioner.decoder.start(*captioner.features((pictures,)))
+        logp, _, _ = captioner.decoder.step(memory, state, torch.tensor([[3]]))
+        logp[..., forbidden] = -torch.inf
+        expected = logp[0, 0].softmax(-1).numpy()
+    found = np.bincount(firsts, minlength=12) / 4000
+    spread = 4 * np.sqrt(expected * (1 - expected) / 4000) + 1e-9
+    assert (np.abs(found - expected) < spread).all()
+    assert math.isclose(found.sum(), 1)
