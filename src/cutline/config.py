@@ -104,7 +104,10 @@ class TrainingConfig:
     epochs: int = 12
     """Times that every picture is learned from."""
     objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
-    """Learn to say what the captions say; or draw captions freely and learn from those that score above the others."""
+    """Learn to say what the captions say; or write captions freely and learn from those that score above the others."""
+    candidates: Literal["beam", "sample"] = "beam"
+    """Where the captions come from that are compared (objective "self_critical"): the beams of a search, or the dice,
+    which choose among the likeliest words as `search.top_p` and `search.temperature` say."""
     reward_bleu: float = 0.0
     """Weight of BLEU-4 (0 to 1) beside CIDEr-D (0 to 10) in the reward (objective "self_critical")."""
     batch: int = 64

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from cutline import config as configuration
 from cutline.config import Config, DecoderConfig, EncoderConfig, PicturesConfig, WordsConfig
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
+from cutline.engine import run
 from cutline.engine.task import Critic
 from cutline.evaluation import ngrams
 from cutline.evaluation.reward import END, Reward
 from cutline.models.captioner import Captioner, build_captioner
+from cutline.models.encoders import Features
 from cutline.models.vocabulary import Vocabulary
 
 VOCABULARY = ["a", "the", "red", "blue", "dog", "cat", "runs", "sits", "on", "under", "small", "big", "grass"]
@@ -112,59 +115,69 @@ def tiny(kind: str, attention: str) -> Captioner:
 def test_its_gradient_is_that_of_reinforce(kind: str, attention: str) -> None:
     captioner = tiny(kind, attention)
     pictures = torch.randint(0, 255, (3, 3, 48, 48), dtype=torch.uint8)
-    drawn: list[torch.Tensor] = []
-
-    def better(tokens: torch.Tensor) -> torch.Tensor:
-        drawn.append(tokens)
-        return torch.linspace(-1, 1, tokens.shape[0] * tokens.shape[1]).view(tokens.shape[:2])
-
-    captioner.encoder.eval()  # its batch norm would see two batches otherwise
-    loss = captioner.reinforce(
-        (pictures,), torch.full((3,), 3), better, rows=4, longest=7, end=1, forbidden=torch.tensor([0, 2, 3])
-    )
-    fast = torch.autograd.grad(loss, list(captioner.parameters()), allow_unused=True)
-    (tokens,) = drawn
-    assert tokens.shape[:2] == (3, 4)
-    assert tokens.shape[2] <= 8
-    assert (tokens[..., 0] == 3).all()
-    assert not torch.isin(tokens[..., 1:], torch.tensor([2, 3])).any()
-    for row in tokens.flatten(0, 1):  # after its end, a caption has only padding
-        end = (row == 1).nonzero()
-        assert not len(end) or (row[int(end[0]) + 1 :] == 0).all()
-
-    captioner.eval()  # no dropout: captions are judged by the policy that drew them
+    tokens = torch.randint(1, 12, (3, 4, 8))
+    tokens[0, 1, 5:] = 0  # one that has ended before the others
+    better = torch.linspace(-1, 1, 12).view(3, 4)
+    captioner.eval()
     features = captioner.features((pictures,))
+
+    def draw(given: Features) -> torch.Tensor:
+        torch.testing.assert_close(given.grid, features.grid)
+        captioner.eval()  # as search does
+        return tokens
+
+    captioner.encoder.requires_grad_(False)  # so that its batch norm rests, and both ways see the same
+    captioner.train()
+    learned = [p for p in captioner.parameters() if p.requires_grad]
+    loss = captioner.reinforce((pictures,), draw, lambda drawn: better)
+    fast = torch.autograd.grad(loss, learned, allow_unused=True)
+    assert captioner.training
+    assert captioner.decoder.drop.p == 0.5  # type: ignore[union-attr]
+
+    captioner.eval()  # no dropout: captions are judged as they were drawn
     logits, _ = captioner.decoder(features.grid, features.pooled, tokens[..., :-1])
     logp = logits.log_softmax(-1).gather(-1, tokens[..., 1:, None])[..., 0]
-    weights = torch.linspace(-1, 1, 12).view(3, 4)
-    plain = -(logp * (tokens[..., 1:] != 0)).sum(-1).mul(weights).sum()
+    plain = -(logp * (tokens[..., 1:] != 0)).sum(-1).mul(better).sum()
     assert float(loss.detach()) == pytest.approx(float(plain.detach()), rel=1e-4)
-    slow = torch.autograd.grad(plain, list(captioner.parameters()), allow_unused=True)
+    slow = torch.autograd.grad(plain, learned, allow_unused=True)
     for one, other in zip(fast, slow, strict=True):
         if other is not None:
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
-    assert captioner.train().decoder.drop.p == 0.5  # type: ignore[union-attr]
 
 
-def test_captions_are_drawn_as_the_model_thinks() -> None:
-    """The first words of many captions of one picture, against what the model says of them."""
-    captioner = tiny("lstm", "luong")
-    pictures = torch.randint(0, 255, (1, 3, 48, 48), dtype=torch.uint8)
-    firsts: list[int] = []
+@pytest.mark.parametrize("candidates", ["beam", "sample"])
+def test_a_task_learns_from_its_own_captions(candidates: str, scenes_folder: Path, tmp_path: Path) -> None:
+    """Two languages at once: each picture's captions are all in the language of the caption that it came with."""
+    settings = {
+        "threads": 1, "data": {"path": str(scenes_folder)}, "words": {"min_count": 1}, "pictures": {"size": 48},
+        "decoder": {"hidden": 16}, "search": {"max_length": 9},
+        "training": {"batch": 8, "captions": 4, "objective": "self_critical", "candidates": candidates},
+    }  # fmt: skip
+    prepared = run.prepare(configuration.from_dict(settings), quiet=True)
+    task, batch = prepared.task, prepared.batches[0]
+    drawn: list[torch.Tensor] = []
+    critic = task.critic
+    assert critic
 
-    def better(tokens: torch.Tensor) -> torch.Tensor:
-        firsts.extend(tokens[0, :, 1].tolist())
-        return torch.zeros(tokens.shape[:2])
+    class Listening:
+        mean = 1.0
 
-    captioner.eval()
-    forbidden = torch.tensor([0, 2, 3])
-    captioner.reinforce((pictures,), torch.tensor([3]), better, rows=4000, longest=1, end=1, forbidden=forbidden)
-    with torch.no_grad():
-        memory, state = captioner.decoder.start(*captioner.features((pictures,)))
-        logp, _, _ = captioner.decoder.step(memory, state, torch.tensor([[3]]))
-        logp[..., forbidden] = -torch.inf
-        expected = logp[0, 0].softmax(-1).numpy()
-    found = np.bincount(firsts, minlength=12) / 4000
-    spread = 4 * np.sqrt(expected * (1 - expected) / 4000) + 1e-9
-    assert (np.abs(found - expected) < spread).all()
-    assert math.isclose(found.sum(), 1)
+        def __call__(self, pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            drawn.append(tokens)
+            return critic(pictures, tokens)
+
+    task.critic = Listening()  # type: ignore[assignment]
+    loss, told = task.loss(batch, 1.0, batch.words, 0.0)
+    loss.backward()
+    (tokens,) = drawn
+    assert tokens.shape[:2] == (8, 4)
+    assert (tokens[..., 0] == batch.tokens[:, :1, 0]).all()
+    assert set(tokens[:, 0, 0].tolist()) == {task.words.begin("en"), task.words.begin("de")}
+    assert not torch.isin(tokens[..., 1:], torch.tensor(sorted(set(task.words.forbidden) - {0}))).any()
+    for row in tokens.flatten(0, 1):  # an end, or no room for one
+        end = (row == task.words.end).nonzero()
+        assert len(end) == 1 or len(row) == 10
+        assert not len(end) or (row[int(end[0]) + 1 :] == 0).all()
+    assert len({tuple(row) for row in tokens[0].tolist()}) > 1
+    assert told == -batch.words
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.encoder.parameters())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import Tensor
 from cutline.config import Config
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
-from cutline.engine.batches import Batch, Source, load_readable, move
+from cutline.engine.batches import Batch, Source, load_readable, move, pad
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.errors import DataError
 from cutline.evaluation.reward import Reward
@@ -21,6 +21,7 @@ from cutline.evaluation.text import Scores, score
 from cutline.evaluation.tokens import tokenize
 from cutline.models.attention import coverage_penalty
 from cutline.models.captioner import Captioner, TorchStep
+from cutline.models.encoders import Features
 from cutline.search import Hypothesis, search
 
 PAD = 0
@@ -117,12 +118,29 @@ class CaptioningTask:
 
     def _reinforce(self, critic: Critic, batch: Batch, tokens: int) -> tuple[Tensor, float]:
         """The loss whose gradient makes better captions likelier; what is told of it is the reward, below nought."""
-        better = self.model.reinforce(
-            batch.inputs, batch.tokens[:, 0, 0], partial(critic, batch.pictures), rows=self.config.training.captions,
-            longest=self.config.search.max_length, end=self.words.end,
-            forbidden=torch.tensor(sorted(self.words.forbidden), device=batch.tokens.device),
-        )  # fmt: skip
+        begins = batch.tokens[:, 0, 0].cpu()
+        better = self.model.reinforce(batch.inputs, partial(self._candidates, begins), partial(critic, batch.pictures))
         return better / tokens, -critic.mean * batch.words
+
+    def _candidates(self, begins: Tensor, features: Features) -> Tensor:
+        """Captions (B,N,T+1) of pictures, each in the language of its begin token."""
+        training, rows = self.config.training, self.config.training.captions
+        settings = replace(
+            self.config.search, method=training.candidates, num=rows, beam=rows, groups=1,
+            seed=int(torch.randint(2**31, ())),
+        )  # fmt: skip
+        step = TorchStep(self.model, precision="bf16" if training.precision == "bf16" else "fp32")
+        found: list[list[list[int]]] = [[] for _ in begins]
+        for begin in torch.unique(begins).tolist():
+            chosen = (begins == begin).nonzero()[:, 0]
+            inputs = tuple(part[chosen] for part in features)
+            hypotheses = search(step, inputs, begin, self.words.end, self.words.forbidden, settings)
+            for picture, group in zip(chosen.tolist(), hypotheses, strict=True):
+                # One that has come to its greatest length has not come to its end.
+                ends = [[self.words.end] if len(each.tokens) < settings.max_length else [] for each in group]
+                found[picture] = [[begin, *each.tokens, *end] for each, end in zip(group, ends, strict=True)]
+                found[picture] += found[picture][-1:] * (rows - len(group))
+        return pad(found)
 
     def validate(
         self,

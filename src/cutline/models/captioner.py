@@ -68,43 +68,25 @@ class Captioner(nn.Module):
     def reinforce(
         self,
         inputs: Tensors,
-        begin: Tensor,
+        draw: Callable[[Features], Tensor],
         advantage: Callable[[Tensor], Tensor],
-        *,
-        rows: int,
-        longest: int,
-        end: int,
-        forbidden: Tensor,
     ) -> Tensor:
-        """What to descend on so that better captions become likelier: summed nats of `rows` captions drawn freely of
-        each picture, weighted by `advantage`, which maps tokens (B,N,T+1) to numbers (B,N).
+        """What to descend on so that better captions become likelier: the summed nats of captions (B,N,T+1) that `draw`
+        writes for each picture, weighted by the `advantage` (B,N) that each has over the others.
 
-        Captions are drawn and judged without dropout: those that are learned from must be the model's own. They are
-        judged in another thread while the decoder goes over them again, this time for gradients.
+        They are judged in another thread while the decoder goes over them again, this time for gradients, and without
+        dropout, as they were drawn.
         """
         features = self.features(inputs)
-        tokens = self._draw(features, begin[:, None].expand(-1, rows), longest, end, forbidden)
+        with torch.no_grad():
+            tokens = draw(Features(*(part.detach() for part in features)))
+        self.train()
         with ThreadPoolExecutor(1) as thread, _without_dropout(self.decoder):
             judged = thread.submit(advantage, tokens)
+            tokens = tokens.to(features.grid.device)
             outputs, _ = self.decoder.outputs(features.grid, features.pooled, tokens[..., :-1])
             weights = judged.result().to(outputs.device)[..., None].expand_as(tokens[..., 1:])
         return self.decoder.vocabulary.cross_entropy(outputs, tokens[..., 1:], weights=weights)
-
-    @torch.no_grad()
-    def _draw(self, features: Features, begin: Tensor, longest: int, end: int, forbidden: Tensor) -> Tensor:
-        """Begin tokens (B,N) to captions (B,N,T+1) drawn word by word from what the model thinks comes next."""
-        memory, state = self.decoder.start(features.grid, features.pooled)
-        state = tuple(part.expand(-1, begin.shape[1], *part.shape[2:]).contiguous() for part in state)
-        tokens, ended = [begin], torch.zeros_like(begin, dtype=torch.bool)
-        for _ in range(longest):
-            logp, _, state = self.decoder.step(memory, state, tokens[-1])
-            logp[..., forbidden] = -torch.inf
-            drawn = torch.multinomial(logp.flatten(0, 1).softmax(-1), 1).view_as(begin)
-            tokens.append(drawn.masked_fill(ended, PAD))
-            ended = ended | (drawn == end)
-            if ended.all():
-                break
-        return torch.stack(tokens, -1)
 
     def _given(self, features: Features, tokens: Tensor, sampling: float, generator: torch.Generator | None) -> Tensor:
         """Scheduled sampling in two parallel passes: guess every word from the given ones, then learn from a mixture.

@@ -29,6 +29,9 @@ class Encoder(nn.Module, ABC):
     name: str
     """As in the config."""
     transform: Transform
+    still: bool = False
+    """Batch norms keep the statistics that they came with: what learns on from given weights sees too few pictures at a
+    time to take better ones."""
     channels: int
     pooled_channels: int
     grid_side: int
@@ -50,7 +53,8 @@ class Encoder(nn.Module, ABC):
         super().train(mode)
         for module in self.modules():
             parameters = list(module.parameters())
-            if parameters and module is not self and not any(p.requires_grad for p in parameters):
+            frozen = parameters and module is not self and not any(p.requires_grad for p in parameters)
+            if frozen or (self.still and isinstance(module, nn.modules.batchnorm._BatchNorm)):
                 module.eval()
         return self
 
@@ -70,6 +74,7 @@ def build_encoder(config: EncoderConfig, pictures: PicturesConfig) -> Encoder:
 
         encoder = TimmEncoder(config, pictures)
     learned = config.weights != "none" and not (config.name == "small" and config.weights == "auto")
+    encoder.still = learned
     freeze(encoder, config.train if config.train != "auto" else "nothing" if learned else "all")
     return encoder.train()
 
