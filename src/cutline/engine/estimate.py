@@ -27,32 +27,60 @@ TRIED = 32
 
 
 def dry_run(config: Config, *, quiet: bool = False) -> str:
-    """Read everything, take a few steps, and say what the whole would take; nothing is left behind."""
-    trial = _Trial()
-    prepared = run.prepare(config, sources=trial.sources, quiet=quiet)
-    with tempfile.TemporaryDirectory() as place:
-        trainer = run.trainer(prepared, Path(place))
-        seconds, words = _step_seconds(trainer)
-        checked = _validation_seconds(trainer)
-    steps = trainer.steps_per_epoch * config.training.epochs
-    validations = -(-config.training.epochs // config.training.validate_every)
-    needs = Needs.of(prepared)
-    disk, free = needs.disk + trial.bytes, shutil.disk_usage(_existing(Path(config.output))).free
-    learn, judge = prepared.batches.count, len(prepared.task.samples)
-    took = duration(trial.seconds + steps * seconds + validations * checked)
-    lines = [
-        f"data       {learn} pictures to learn from, {judge} to validate on",
-        f"model      {_shapes(prepared)}",
-        f"steps      {steps}: {config.training.epochs} epochs of {trainer.steps_per_epoch}, {words} words in a step",
-        f"memory     {_memory(prepared)}",
-        f"disk       {disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB free",
-        f"time       {took}: {trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
+    """Read everything, take a few steps of each stage, and say what the whole would take; nothing is left behind."""
+    stages = [_Tried.of(config, stage, quiet) for stage in range(max(1, len(config.stages)))]
+    first, free = stages[0], shutil.disk_usage(_existing(Path(config.output))).free
+    needs = Needs(max(each.needs.disk for each in stages), max(each.needs.memory for each in stages))
+    needs = replace(needs, disk=needs.disk + sum(each.stored for each in stages))
+    lines = [f"data       {first.data}", f"model      {first.model}"]
+    for number, each in enumerate(stages, 1):
+        lines.append(f"steps      {f'stage {number}: ' if len(stages) > 1 else ''}{each.steps}")
+    lines += [
+        f"memory     {stages[-1].memory}",
+        f"disk       {needs.disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB free",
     ]
+    lines.append(f"time       {duration(sum(each.seconds for each in stages))}: " + "; ".join(e.time for e in stages))
     try:
-        replace(needs, disk=disk).check(Path(config.output))
+        needs.check(Path(config.output))
     except CutlineError as short:
         raise CutlineError("\n".join([*lines, short.what]), fix=short.fix) from None
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """What a few steps of a stage have shown."""
+
+    data: str
+    model: str
+    steps: str
+    memory: str
+    time: str
+    seconds: float
+    needs: Needs
+    stored: int
+    """Bytes of features."""
+
+    @classmethod
+    def of(cls, config: Config, stage: int, quiet: bool) -> _Tried:
+        trial = _Trial()
+        prepared = run.prepare(config, stage=stage, sources=trial.sources, quiet=quiet or stage > 0)
+        with tempfile.TemporaryDirectory() as place:
+            trainer = run.trainer(prepared, Path(place))
+            seconds, words = _step_seconds(trainer)
+            checked = _validation_seconds(trainer)
+        training, learn, judge = trainer.config, prepared.batches.count, len(prepared.task.samples)
+        validations = -(-training.epochs // training.validate_every)
+        return cls(
+            data=f"{learn} pictures to learn from, {judge} to validate on",
+            model=_shapes(prepared),
+            steps=f"{trainer.total_steps}: {training.epochs} epochs of {trainer.steps_per_epoch}, {words} words each",
+            memory=_memory(prepared),
+            time=f"{trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
+            seconds=trial.seconds + trainer.total_steps * seconds + validations * checked,
+            needs=Needs.of(prepared),
+            stored=trial.bytes,
+        )
 
 
 class _Trial:
