@@ -157,16 +157,17 @@ class Run:
             if not MOMENTS[moment][0](life, self.usual, chance):
                 break
             life.kill(chance)
-            yield self._bounded(autopsy(life, moment, before, self.usual))
+            yield self._bounded(autopsy(life, moment, before, self.usual), run)
         else:
             self._start(run).until(lambda: False)
         self.compare(run)
         shutil.rmtree(run)
 
-    def _bounded(self, kill: Kill) -> Kill:
-        """An interval may be lost, which a slow save draws out, and what goes on while a save is written."""
-        while_saving = math.ceil(self.usual.save / self.usual.step)
-        allowed = 2 * max(self.config.training.save_steps, while_saving) + kill.unfinished
+    def _bounded(self, kill: Kill, run: Path) -> Kill:
+        """An interval may be lost, what went on while a slow save put off the next, and what goes on during a save."""
+        slowest = max((entry["seconds"] for entry in journal.read(run) if entry["kind"] == "saved"), default=0.0)
+        while_saving = math.ceil(2 * max(slowest, self.usual.save) / self.usual.step)  # its pace is not always the same
+        allowed = 2 * self.config.training.save_steps + while_saving + kill.unfinished
         assert kill.lost <= allowed, f"{self.kind}: {kill} has lost more than {allowed} steps"
         return kill
 
@@ -221,6 +222,8 @@ def table(all_figures: Sequence[Figures]) -> str:
             f"{lost} steps", f"{1000 * usual.save:.0f} ms", f"{each.seconds:.0f} s",
         ))  # fmt: skip
     kills = [kill for each in all_figures for kill in each.kills]
+    runs, took = sum(each.runs for each in all_figures), sum(each.seconds for each in all_figures)
+    lines.append(row.format("all", len(kills), f"{runs} of {runs}", "", "", "", f"{took:.0f} s"))
     for what, each_one in (("aimed", [kill.moment for kill in kills]), ("hit", [kill.found for kill in kills])):
         lines.append(f"{what}: " + ", ".join(f"{count} {where}" for where, count in Counter(each_one).most_common()))
     finished = [kill.lost - kill.unfinished for kill in kills]

@@ -91,7 +91,7 @@ def test_one_run_is_never_started_twice(tmp_path: Path, scenes_folder: Path, who
     assert differences(first.run, whole) == []
 
 
-LONG_VALIDATION = SETTINGS.replace("beam = 2", "beam = 8").replace("max_length = 12", "max_length = 300")
+LONG_VALIDATION = SETTINGS.replace("max_length = 12", "max_length = 800\nmin_length = 800")
 
 
 @pytest.mark.slow
