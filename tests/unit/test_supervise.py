@@ -1,0 +1,106 @@
+"""What a supervisor says of an end, and what is checked before a beginning."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cutline.engine.estimate import Needs
+from cutline.engine.supervise import _cause, _weight
+from cutline.engine.watch import FOLDER, Outcome, Watch
+from cutline.errors import CutlineError
+
+
+@pytest.mark.parametrize(
+    ("code", "told", "out_of_memory", "says"),
+    [
+        (-signal.SIGKILL, None, True, "killed by the OOM killer: memory ran out"),
+        (-signal.SIGKILL, None, False, "was killed (SIGKILL): by hand, or by the OOM killer"),
+        (-signal.SIGSEGV, None, False, "died of SIGSEGV: a fault in compiled code"),
+        (-signal.SIGBUS, None, False, "died of SIGBUS: a file that it read was cut short"),
+        (1, Outcome("error", "OutOfMemoryError: CUDA out of memory. Tried to"), False, "ran out of GPU memory even"),
+        (1, Outcome("error", "OSError: [Errno 28] No space left on device"), False, "found the disk full"),
+        (1, Outcome("error", "LoadError: step-00000009 could not be loaded"), False, "could not load a checkpoint"),
+        (1, Outcome("error", "ZeroDivisionError: division by zero"), False, "failed: ZeroDivisionError"),
+        (3, None, False, "ended with code 3 and without a word"),
+    ],
+)
+def test_causes_are_told_in_words(code: int, told: Outcome | None, out_of_memory: bool, says: str) -> None:
+    assert says in _cause(code, told, out_of_memory)
+
+
+def test_of_several_failures_the_first_cause_is_believed() -> None:
+    mistake = Outcome("mistake", "no such picture")
+    lost = Outcome("error", "RuntimeError: [gloo] Connection closed by peer")
+    own = Outcome("error", "ValueError: something is wrong here")
+    assert sorted([lost, own, None, mistake], key=_weight) == [mistake, None, own, lost]
+
+
+PROCESS = """
+import sys, time
+from cutline import console
+from cutline.engine.watch import Watched
+watched = Watched(0)
+with console.progress("work", 5, "pieces", quiet=True) as advance:
+    for _ in range(5):
+        time.sleep(0.2)
+        advance()
+def stand_still():
+    time.sleep(60)
+stand_still()
+"""
+
+
+def test_a_process_that_stands_still_is_noticed_and_says_where(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS], env=os.environ | {FOLDER: str(tmp_path)}, start_new_session=True
+    )
+    try:
+        watch = Watch(tmp_path, 1)
+        while not watch.pids():
+            time.sleep(0.01)
+        until = time.monotonic() + 60
+        while watch.still_for() < 3 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert watch.still_for() >= 3
+        assert "stand_still" in watch.stacks()
+        watch.kill()
+        assert process.wait(10) == -signal.SIGKILL
+    finally:
+        process.kill()
+
+
+def test_last_words_survive_the_process(tmp_path: Path) -> None:
+    code = "from cutline.engine.watch import Watched\nWatched(1).report('error', ValueError('first\\nsecond'))"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {FOLDER: str(tmp_path)}, check=True)
+    watch = Watch(tmp_path, 2)
+    told = watch.outcome(1)
+    assert told
+    assert (told.kind, told.what) == ("error", "ValueError: first")
+    assert "second" in told.details
+    assert watch.outcome(0) is None
+    (tmp_path / "outcome-0.json").write_text(json.dumps({"kind": "error"})[:-3])
+    assert watch.outcome(0) is None
+
+
+@pytest.mark.parametrize(
+    ("needs", "says"),
+    [
+        (Needs(disk=10**18, memory=0), r"needs 1000000000.0 GB of disk in .*GB are free"),
+        (Needs(disk=0, memory=10**15), r"needs 1000000.0 GB of memory for its state alone"),
+    ],
+)
+def test_what_there_is_no_room_for_is_not_begun(needs: Needs, says: str, tmp_path: Path) -> None:
+    with pytest.raises(CutlineError, match=says):
+        needs.check(tmp_path / "not" / "there" / "yet")
+
+
+def test_what_there_is_room_for_is_begun(tmp_path: Path) -> None:
+    Needs(disk=1000, memory=1000).check(tmp_path)
