@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cutline import durable
 from cutline.data.corpus import Sample
 from cutline.errors import CutlineError, ModelError, require
 from cutline.features.store import (
@@ -173,14 +174,14 @@ class Draft:
         for name in (PLAN, JOURNAL, OWNER):
             (self.folder / name).unlink(missing_ok=True)
         for name in (GRID, POOLED):
-            _sync(self.folder / name)
-        _sync(self.folder)
+            durable.sync(self.folder / name)
+        durable.sync(self.folder)
         old = out.with_name(f"{out.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
             out.rename(old)  # whoever has it mapped keeps what is mapped
         self.folder.rename(out)
-        _sync(out.parent)
+        durable.sync(out.parent)
         shutil.rmtree(old, ignore_errors=True)
 
     def close(self) -> None:
@@ -266,10 +267,7 @@ def _owner(draft: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """`path` with this content, or as it was."""
     part = path.with_name(f"{path.name}.part")
-    with part.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    durable.write(part, text.encode("ascii"))
     part.replace(path)
 
 
@@ -284,11 +282,3 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
                 file.truncate(size)
         except OSError as error:
             raise CutlineError(f"cannot reserve {size / 1e9:.1f} GB for {path}: {error.strerror}") from None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
