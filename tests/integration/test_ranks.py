@@ -98,7 +98,8 @@ def test_torchrun_does_as_well(
     """Plain torchrun, which starts the processes by itself: the same log as under our own supervisor, byte for byte."""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-        "-m", "cutline", "train", "--preset", "scenes", "--config", still, "--data", scenes_folder, "--output", tmp_path,
+        "-m", "cutline", "train", "--preset", "scenes", "--config", still, "--data", scenes_folder,
+        "--output", tmp_path,
     ]  # fmt: skip
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)

@@ -21,7 +21,8 @@ LAYERS = [
     {"cli", "report", "__main__"},
 ]
 TORCH_FREE = [
-    *("config.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation", "predict.py", "writers.py"),
+    *("config.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
+    *("predict.py", "writers.py"),
     *(f"cli/{verb}.py" for verb in ("__init__", "caption", "score", "data", "doctor", "completion")),
     *(f"cli/{verb}.py" for verb in ("runs", "watch", "telling")),
     *(f"engine/{part}.py" for part in ("__init__", "checkpoint", "folder", "journal", "lines", "runs", "tidy")),

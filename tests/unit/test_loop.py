@@ -13,8 +13,8 @@ from cutline import config as configuration
 from cutline.config import Config
 from cutline.engine import run, weights
 from cutline.engine.loop import train
-from cutline.engine.trainer import Trainer
 from cutline.engine.task import Validation
+from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, ModelError
 
 SETTINGS = {
