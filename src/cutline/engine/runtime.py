@@ -76,7 +76,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     words = (
-        "can't allocate memory", "could not allocate", "out of memory", "ALLOC_FAILED", "bad_alloc",
-        "could not create a primitive",  # all that oneDNN says when it gets no memory for a convolution
+        "can't allocate memory", "Cannot allocate memory", "could not allocate", "out of memory", "ALLOC_FAILED",
+        "bad_alloc",
     )  # fmt: skip
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -173,6 +173,8 @@ _KNOWN = {
     "CUDA out of memory": "ran out of GPU memory even with the smallest batch",
     "MemoryError": "ran out of memory",
     "can't allocate memory": "ran out of memory",
+    # oneDNN's words for it. It fails from then on, so that smaller parts are no help: only another process is.
+    "could not create a primitive": "ran out of memory",
     "No space left": "found the disk full",
     "could not be saved": "could not save",
     "Read-only file system": "found the disk read-only",
