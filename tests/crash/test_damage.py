@@ -87,6 +87,7 @@ def test_random_bits_of_a_large_file(
     assert checkpoints.latest() == large
 
 
+@pytest.mark.slow
 def test_a_large_file_cut_short_at_each_4_kilobytes(
     checkpoints: Checkpoints, older: Checkpoint, large: Checkpoint
 ) -> None:

@@ -87,10 +87,16 @@ def test_another_number_of_processes_is_named_and_refused(
     refused = run_cutline("train", "--resume", run, "--processes", 1)
     assert refused.returncode == 2
     assert "2 processes learned together, now 1" in refused.stderr
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_may_be_allowed(tmp_path: Path, two: Path, run_cutline: Run) -> None:
+    run = shutil.copytree(two, tmp_path / "run")
     allowed = run_cutline("train", "--resume", run, "--processes", 1, "--allow-changes")
     assert allowed.returncode == 0, allowed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_torchrun_does_as_well(
     processes: int, tmp_path: Path, still: Path, scenes_folder: Path, one: Path, two: Path

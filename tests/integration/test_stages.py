@@ -61,6 +61,7 @@ def test_stages_follow_each_other_in_one_log(whole: Path) -> None:
     assert len([event for event in events(whole) if event["kind"] == "validation"]) == 4
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_second_stage_changes_nothing(
     tmp_path: Path, staged: Path, scenes_folder: Path, whole: Path
 ) -> None:
