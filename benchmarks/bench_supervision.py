@@ -42,7 +42,7 @@ def rows() -> Iterable[Row]:
 def _cost(folder: Path) -> Row:
     """The same run with a supervisor, health samples and journal, and without anything of it; in turns."""
     settings = folder / "cost.toml"
-    settings.write_text(SETTINGS.format(epochs=16, minutes=0))
+    settings.write_text(SETTINGS.format(epochs=5, minutes=0))
     plain = folder / "plain.toml"
     plain.write_text(settings.read_text() + "[health]\nsample_seconds = 0\n")
     speeds: dict[str, list[float]] = {"alone": [], "watched": []}
@@ -50,7 +50,8 @@ def _cost(folder: Path) -> Row:
         alone = turn % 2 == 0
         output = folder / f"cost-{turn}"
         environment = {"RANK": "0", "WORLD_SIZE": "1"} if alone else {}
-        subprocess.run(_command(plain if alone else settings, output), env=os.environ | environment, check=True)
+        command = _command(plain if alone else settings, output)
+        subprocess.run(command, env=os.environ | environment, check=True, stdout=subprocess.DEVNULL)
         speeds["alone" if alone else "watched"].append(_speed(next(output.glob("*/journal.jsonl"))))
     alone, watched = (statistics.median(speeds[kind]) for kind in ("alone", "watched"))
     return Row(
@@ -63,7 +64,7 @@ def _recovery(folder: Path) -> Row:
     """From SIGKILL to the first new step, less the time that the process took to start in the first place."""
     settings = folder / "recovery.toml"
     settings.write_text(SETTINGS.format(epochs=1000, minutes=0.02))
-    process = subprocess.Popen(_command(settings, folder / "recovery"))
+    process = subprocess.Popen(_command(settings, folder / "recovery"), stdout=subprocess.DEVNULL)
     taken = []
     for kill in range(3):
         journal = _wait(lambda: next((folder / "recovery").glob("*/journal.jsonl"), None))
@@ -92,7 +93,7 @@ def _command(settings: Path, output: Path) -> list[str]:
 
 
 def _speed(journal: Path) -> float:
-    """Steps a second from the beginning of training to the last checkpoint, the first tenth left out of neither."""
+    """Steps a second from the beginning of training to the last checkpoint."""
     entries = [json.loads(line) for line in journal.read_text().splitlines()]
     begun = next(entry for entry in entries if entry["kind"] == "training")
     last = [entry for entry in entries if entry["kind"] == "saved"][-1]

@@ -22,7 +22,7 @@ def storm(*arguments: str) -> str:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_one_that_is_not() -> None:
-    told = storm("--kills", "10", "--seed", "3", "--kinds", "2 loader workers", "accumulated, averaged")
+    told = storm("--kills", "6", "--seed", "3", "--kinds", "2 loader workers", "accumulated, averaged")
     assert "half written" in told, "no kill came while a checkpoint was written"
 
 

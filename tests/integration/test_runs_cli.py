@@ -207,7 +207,10 @@ def test_watch_follows_to_the_end(runs: Path) -> None:
 
 def watch(folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "cutline", "watch"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell in the background ignores it
+    )  # fmt: skip
 
 
 def test_watch_once_shows_all_at_40_columns_and_at_80(runs: Path) -> None:
