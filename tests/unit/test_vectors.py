@@ -36,8 +36,8 @@ FORMS = {
     "word2vec text, spaces at the ends": text(WORDS, header=True).replace(b"\n", b" \r\n"),
     "word2vec binary": binary(WORDS),
     "word2vec binary, no line ends": binary(WORDS, b""),
-    "glove, gzipped": gzip.compress(text(WORDS)),
-    "word2vec binary, gzipped": gzip.compress(binary(WORDS)),
+    "glove, gzipped": gzip.compress(text(WORDS), mtime=0),
+    "word2vec binary, gzipped": gzip.compress(binary(WORDS), mtime=0),
 }
 
 
@@ -111,7 +111,7 @@ def test_a_long_binary_file_is_read_over_the_edges_of_its_blocks(tmp_path: Path)
         (b"3 0\nx\n", "vectors:1: vectors of 0 dimensions"),
         (binary(WORDS)[:-6], "word 4 of 4 is not there whole"),
         (binary({"unseen": (float("inf"), 0.0, 1.0)}), "word 1: not all its numbers are finite"),
-        (gzip.compress(text(WORDS) * 50)[:-20], "cannot read word vectors"),
+        (gzip.compress(text(WORDS) * 50, mtime=0)[:-20], "cannot read word vectors"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, content: bytes, message: str) -> None:
