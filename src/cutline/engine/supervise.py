@@ -176,7 +176,6 @@ _KNOWN = {
     # oneDNN's words for it. It fails from then on, so that smaller parts are no help: only another process is.
     "could not create a primitive": "ran out of memory",
     "No space left": "found the disk full",
-    "could not be saved": "could not save",
     "Read-only file system": "found the disk read-only",
     "CUDA error": "lost its GPU",
     "NCCL": _LOST,
