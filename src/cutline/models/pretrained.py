@@ -20,6 +20,7 @@ from cutline.config import EncoderConfig, PicturesConfig
 from cutline.data.images import Transform
 from cutline.errors import ConfigError, ModelError, nearest
 from cutline.models.encoders import Encoder, Features, Normalise
+from cutline.models.resting import fold_resting
 from cutline.models.weights import WAYS_OUT, first_line, load_weights
 
 OWN = ("mean", "std", "interpolation", "crop_pct")
@@ -44,6 +45,10 @@ class TimmEncoder(Encoder):
         if config.weights not in ("none", "auto", "hub"):
             load_weights(self.model, Path(config.weights), ignore=_classifiers(self.model))
         self.channels, self.pooled_channels, self.grid_side = self._measure()
+        noise = torch.rand(1, 3, *(self.transform.size,) * 2, generator=torch.Generator().manual_seed(0)) - 0.5
+        self.eval()
+        fold_resting(self.model, lambda: self.model.forward_features(noise))
+        self.train()
 
     def forward(self, pictures: Tensor) -> Features:
         features = self.model.forward_features(self.normalise(pictures))
