@@ -26,6 +26,7 @@ from cutline.data.images import Transform
 from cutline.data.words import Words
 from cutline.errors import ConfigError
 from cutline.models.captioner import Captioner, TorchStep
+from cutline.models.compact import Weights, compact
 from cutline.models.onnx import export_encoder, export_module
 from cutline.predict import FORMAT, MANIFEST, PARTS, Picture, load, seal_of
 from cutline.search import search
@@ -60,12 +61,14 @@ def export_bundle(
     out: Path,
     card: dict[str, Any],
     *,
+    weights: Weights = "fp32",
     one_file: bool = False,
     force: bool = False,
 ) -> Path:
     """Write a bundle to `out`, a folder or, with `one_file`, an archive; it appears whole or not at all.
 
     `card` is what the model card says beside what is known here: titles to a text, or to a table of names and values.
+    `weights` says how they are stored; it is fp32 that computes.
     """
     if out.exists() and not force:
         raise ConfigError(f"{out} is already there", fix="name another place, or --force to replace it")
@@ -76,6 +79,8 @@ def export_bundle(
         draft = Path(temporary) / "bundle"
         draft.mkdir()
         memory = _write_graphs(captioner, draft)
+        for graph in draft.glob("*.onnx"):
+            compact(graph, weights)
         words.save(draft / "words.json")
         facts = {
             "format": FORMAT,

@@ -17,6 +17,7 @@ from cutline.data.words import Words
 from cutline.errors import ConfigError
 from cutline.export import check_bundle, export_bundle
 from cutline.models.captioner import Captioner, build_captioner
+from cutline.models.compact import rounded
 from cutline.predict import load
 
 SIZE = 48
@@ -190,3 +191,29 @@ def test_export_verb(run_cutline, tiny_run: Path, tmp_path: Path) -> None:
     absent = run_cutline("export", tmp_path / "none")
     assert absent.returncode == 2
     assert "not a run folder" in absent.stderr
+
+
+def test_weights_in_fewer_bytes_make_a_smaller_bundle_that_captions_alike(
+    captioner: Captioner, bundle: Path, tmp_path: Path
+) -> None:
+    def size(path: Path) -> int:
+        return sum((path / name).stat().st_size for name in ("encoder.onnx", "decoder.onnx"))
+
+    exact = load(bundle).caption(pictures(8))
+    for kind, least, most, close in (("fp16", 0.5, 0.6, 2e-3), ("int8", 0.25, 0.4, 0.1)):
+        small = write(captioner, tmp_path / kind, weights=kind)
+        assert least < size(small) / size(bundle) < most, kind
+        for backend in ("onnxruntime", "openvino"):
+            found = load(small, backend=backend).caption(pictures(8))
+            assert [one.score for one in found] == pytest.approx([one.score for one in exact], abs=close)
+
+
+def test_one_byte_weights_are_as_near_as_their_channel_allows() -> None:
+    values = np.random.default_rng(0).standard_normal((24, 40)).astype(np.float32)
+    values *= np.geomspace(1e-3, 10, 40, dtype=np.float32)  # channels of very different size, along the second axis
+    for given in (values, values.T.copy()):
+        whole, scale = rounded(given)
+        assert whole.dtype == np.int8
+        largest = np.abs(given).max(axis=int(np.argmin(scale.shape)), keepdims=True)
+        assert (np.abs(whole * scale - given) <= largest / 254 * 1.001).all()
+    assert not rounded(np.zeros((3, 4), np.float32))[0].any(), "a channel of noughts has no size to be divided by"

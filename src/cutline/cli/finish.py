@@ -16,13 +16,22 @@ if TYPE_CHECKING:
     from cutline.data.corpus import Corpus, Sample
     from cutline.data.images import Transform
     from cutline.evaluation.judge import Judged
+    from cutline.models.compact import Weights
     from cutline.predict import Captioner
 
 EXAMPLES = 12
 CHECKED = 200
 
 
-def export(run: Path, out: Path, *, step: int | None = None, one_file: bool = False, force: bool = False) -> Any:
+def export(
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    weights: Weights = "fp32",
+    one_file: bool = False,
+    force: bool = False,
+) -> Any:
     """The run's best captioner as a bundle at `out`; returns the captioner in torch that it must equal."""
     from cutline.engine.run import load_captioner
     from cutline.export import export_bundle
@@ -30,7 +39,7 @@ def export(run: Path, out: Path, *, step: int | None = None, one_file: bool = Fa
     captioner, words, config = load_captioner(run, step=step)
     export_bundle(
         captioner, words, captioner.encoder.transform, config.search, out, card(run, config),
-        one_file=one_file, force=force,
+        weights=weights, one_file=one_file, force=force,
     )  # fmt: skip
     return captioner
 

@@ -65,7 +65,7 @@ def _figures(norm: Any) -> tuple[Tensor, ...]:
     return norm.weight, norm.bias, norm.running_mean, norm.running_var
 
 
-class _Conv:
+class _Conv(nn.Module):
     """Mixed into a convolution's own class: the norm behind it is in `_behind`, a list so that it is no submodule."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class _Conv:
             self._parameters.update(kept)
 
 
-class _Norm:
+class _Norm(nn.Module):
     """Mixed into a norm's own class: nothing is left to do for it but what stands behind the arithmetic in timm's."""
 
     def forward(self: Any, x: Tensor) -> Tensor:
