@@ -144,6 +144,8 @@ class TrainingConfig:
     """Decay of the moving average of the weights that is scored and exported (0: none)."""
     metric: Literal["cider", "bleu4"] = "cider"
     """Score of freely decoded validation captions that picks the best weights."""
+    choose_search: bool = False
+    """In the end try beams and length penalties on the validation pictures, and ship the best."""
     patience: int = 0
     """Stop after this many validations without a better score (0: never)."""
     validate_every: int = 1

@@ -32,7 +32,7 @@ train = "nothing"
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     file = tmp_path_factory.mktemp("staged") / "staged.toml"
-    file.write_text(tiny_config.read_text().replace("batch = 32", "batch = 12\nema = 0.9") + STAGES)
+    file.write_text(tiny_config.read_text().replace("batch = 32", "batch = 12\nema = 0.9\nchoose_search = true") + STAGES)
     return file
 
 
@@ -59,6 +59,17 @@ def test_stages_follow_each_other_in_one_log(whole: Path) -> None:
     assert all(event["loss"] < 0 for event in second)  # a reward, below nought
     assert second[0]["rate"] < second[4]["rate"] == pytest.approx(1e-3, rel=0.2)  # warmed up again
     assert len([event for event in events(whole) if event["kind"] == "validation"]) == 4
+
+
+def test_the_bundle_searches_as_scored_best_on_validation(whole: Path) -> None:
+    told = json.loads((whole / "search.json").read_text())
+    tried = {(each["beam"], each["length_penalty"]): each["metric"] for each in told["tried"]}
+    assert {beam for beam, _ in tried} == {1, 2, 3, 5}
+    assert len({penalty for _, penalty in tried}) == 5
+    best = max(tried, key=lambda setting: tried[setting])
+    chosen = told["chosen"]
+    assert tried[chosen["beam"], chosen["length_penalty"]] == tried[best] > 0
+    assert json.loads((whole / "bundle" / "bundle.json").read_text())["search"] == chosen
 
 
 @pytest.mark.slow

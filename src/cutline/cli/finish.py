@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,9 +80,15 @@ class Finished:
 
 def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool = False) -> Finished:
     """Export, check, caption the split with the bundle itself, and write the report."""
+    from cutline.engine.choose import choose_search
+    from cutline.engine.run import load_captioner
     from cutline.export import check_bundle
     from cutline.predict import load
 
+    if config.training.choose_search:
+        model, words, _ = load_captioner(run)
+        search = choose_search(run, model, words, config, corpus.split("val"), quiet=quiet)
+        config = replace(config, search=search)
     say("exporting the bundle", quiet=quiet)
     bundle = run / "bundle"
     torch_captioner = export(run, bundle, force=True)
@@ -156,7 +162,7 @@ def write_page(
         "encoder": f"{config.encoder.name} at {transform.size} x {transform.size}",
         "decoder": f"{config.decoder.kind}, attention {config.decoder.attention}, width {config.decoder.hidden}",
         "training": f"{config.training.epochs} epochs, {config.training.batch} pictures a step, seed {config.seed}",
-        "search": f"{config.search.method}, beam {config.search.beam}",
+        "search": f"{config.search.method}, beam {config.search.beam}, length penalty {config.search.length_penalty:g}",
     }
     return write_report(
         run / "report.html",

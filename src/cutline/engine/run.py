@@ -24,7 +24,7 @@ from cutline.data import mirror
 from cutline.data.corpus import Corpus, Sample
 from cutline.data.sources import read
 from cutline.data.words import Words
-from cutline.engine import folder, snapshot, weights
+from cutline.engine import choose, folder, snapshot, weights
 from cutline.engine.batches import Batches, Captions, FeatureSource, PictureSource, Source, augments
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.ranks import ALONE, Ranks
@@ -238,4 +238,4 @@ def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Wo
     if snapshot.has(chosen, "average"):
         state |= snapshot.tensors(chosen, "average")
     weights.load(model, state)
-    return model.eval(), words, config
+    return model.eval(), words, replace(config, search=choose.chosen(run, config.search))
