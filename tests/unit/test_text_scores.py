@@ -131,6 +131,22 @@ def test_diversity() -> None:
     assert score(predictions, references).diversity.novel is None
 
 
+@pytest.mark.parametrize(
+    ("caption", "twice"),
+    [
+        ("a dog and a ball on a lawn", False),
+        ("a dog with a dog", True),
+        ("Ein Mann mit einem Mann.", True),
+        ("ein mann in einem boot in einem see", False),
+        ("un chien court dans l'eau, et un autre dans l'herbe", False),
+        ("muž na kole na silnici", False),
+        ("2 2 !!", False),
+    ],
+)
+def test_words_of_content_said_twice(caption: str, twice: bool) -> None:
+    assert score({"1": caption}, {"1": ["a dog"]}).diversity.repeating == twice
+
+
 def test_signature_says_how() -> None:
     predictions = {"1": "a", "2": "b", "3": "c"}
     references = {"1": ["a", "b"], "2": ["a"], "4": ["a"]}
@@ -152,7 +168,7 @@ def test_scores_are_plain_data() -> None:
     assert values["novel"] == 0.0
     assert set(values) == {
         *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider"),
-        *("distinct", "novel", "mean_length", "vocabulary", "count", "signature"),
+        *("distinct", "novel", "mean_length", "vocabulary", "repeating", "count", "signature"),
     }
 
 

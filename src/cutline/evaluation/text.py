@@ -17,6 +17,7 @@ import numpy as np
 from cutline import __version__
 from cutline.errors import DataError
 from cutline.evaluation import ngrams
+from cutline.evaluation.repeats import repeats
 from cutline.evaluation.tokens import tokenize
 
 
@@ -32,6 +33,8 @@ class Diversity:
     """Words in a caption."""
     vocabulary: int
     """Different words used in all captions."""
+    repeating: float
+    """Share of captions that say a word of content twice, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class Scores:
             "Captions not learned from": "–" if varied.novel is None else f"{varied.novel:.0%}",
             "Words in a caption": f"{varied.mean_length:.1f}",
             "Different words used": f"{varied.vocabulary:,}",
+            "Captions that repeat a word": f"{varied.repeating:.1%}",
             "Pictures": f"{self.count:,}",
         }
 
@@ -154,6 +158,7 @@ def _diversity(candidates: Sequence[Sequence[str]], training: Collection[str] | 
         novel=None if training is None else sum(text not in training for text in texts) / len(texts),
         mean_length=float(np.mean([len(words) for words in candidates])),
         vocabulary=len({word for words in candidates for word in words}),
+        repeating=sum(map(repeats, candidates)) / len(texts),
     )
 
 

@@ -1,0 +1,37 @@
+"""Saying the same thing twice: the commonest fault of small captioners that the usual scores hardly notice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+# Articles, prepositions, pronouns, conjunctions and auxiliaries: what a good caption may say twice. One list for all
+# languages, as a score does not know which one it is of.
+_WORDS = """
+a an the and or but of to in into on onto at by for from with without while as is are was were be been being it its
+his her their he she they him them who whom which that this these those there one two three some another other others
+each both up down out over under off around through near next behind front across along between against has have
+having do does doing not no all several many very
+
+der die das den dem des ein eine einen einem einer eines und oder aber von vom zu zum zur im in ins an am ans auf aus
+bei mit ohne für über unter vor hinter neben zwischen durch um gegen während als ist sind war waren wird werden wurde
+hat haben hält er sie es ihr ihre ihren ihrem ihrer sein seine seinen seinem seiner sich wer was welche welcher dieser
+diese dieses zwei drei mehrere andere anderen anderer nicht kein keine sehr
+
+le la les l' un une des du de d' et ou mais à au aux en dans sur sous par pour avec sans vers chez est sont était qui
+que qu' dont il elle ils elles son sa ses leur leurs ce cet cette ces se s' y ne n' pas plus deux trois plusieurs
+autre autres tandis pendant devant derrière entre près
+
+a i v ve na nad pod po za ze z s se si do k ke ku o od ode u při před přes mezi je jsou byl byla bylo byli který která
+které kteří jeho její jejich svůj svou své svém dva dvě tři jiný jiná jiné další ten ta to ti ty tento tato toto ale
+nebo že jak zatímco
+
+el la los las un una unos unas y o pero de del a al en con sin por para sobre bajo entre hacia desde es son está están
+que quien cuyo su sus él ella ellos ellas se dos tres otro otra otros otras mientras
+"""
+_FUNCTION = frozenset(_WORDS.split())
+
+
+def repeats(words: Sequence[str]) -> bool:
+    """Whether a caption says a word of content twice."""
+    content = [word for word in words if word not in _FUNCTION and any(map(str.isalpha, word))]
+    return len(set(content)) < len(content)
