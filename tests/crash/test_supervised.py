@@ -216,3 +216,35 @@ def _stopped(place: Path, data: Path) -> Start:
     psutil.Process(start.process.pid).terminate()
     assert start.end() == 128 + signal.SIGTERM
     return start
+
+
+STARVES = """
+import os
+
+if "RANK" in os.environ:
+    from cutline.engine.task import CaptioningTask
+
+    whole = CaptioningTask.loss
+
+    def loss(task, batch, *given):
+        if len(batch) > 2:
+            raise RuntimeError("could not create a primitive")
+        return whole(task, batch, *given)
+
+    CaptioningTask.loss = loss
+"""
+
+
+@pytest.mark.slow
+def test_after_running_out_of_memory_another_process_takes_smaller_parts(
+    tmp_path: Path, scenes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What oneDNN says for as long as a process lives, once it got no memory: splitting there and then is no help."""
+    (tmp_path / "sitecustomize.py").write_text(STARVES)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    start = Start(tmp_path, SETTINGS, scenes_folder)
+    assert start.end() == 0, start.told
+    assert ["ran out of memory" in each["cause"] for each in start.journal("failed")] == [True, True]
+    assert "with each batch in 4 parts or more" in start.told
+    assert len(start.events("step")) == STEPS
+    assert start.checkpoints().latest().state["progress"]["split"] == 4

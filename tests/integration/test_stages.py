@@ -32,7 +32,8 @@ train = "nothing"
 @pytest.fixture(scope="module")
 def staged(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     file = tmp_path_factory.mktemp("staged") / "staged.toml"
-    file.write_text(tiny_config.read_text().replace("batch = 32", "batch = 12\nema = 0.9\nchoose_search = true") + STAGES)
+    changed = tiny_config.read_text().replace("batch = 32", "batch = 12\nema = 0.9\nchoose_search = true")
+    file.write_text(changed + STAGES)
     return file
 
 

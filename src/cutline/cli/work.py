@@ -26,7 +26,7 @@ from cutline.engine.loop import Loop, Stopped
 from cutline.engine.ranks import Ranks, joined
 from cutline.engine.resume import resume
 from cutline.engine.trainer import Progress, Trainer
-from cutline.engine.watch import ATTEMPT, RUN, Watched
+from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched
 from cutline.errors import CutlineError
 
 
@@ -99,6 +99,7 @@ def _learn_stage(
         trainer.begin_stage(before)
     elif resuming:
         resume(trainer, allow_changes=given.allow_changes, quiet=quiet)
+    trainer.at.split = max(trainer.at.split, int(os.environ.get(SPLIT, "1")))
     ranks.share(list(prepared.model.state_dict().values()))
     _learn(given, trainer, quiet)
     return trainer.at, prepared.corpus, prepared.config

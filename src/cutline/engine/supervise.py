@@ -32,7 +32,7 @@ from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.journal import Journal
 from cutline.engine.resume import load_failed, loading
-from cutline.engine.watch import ATTEMPT, FOLDER, RUN, Outcome, Watch
+from cutline.engine.watch import ATTEMPT, FOLDER, RUN, SPLIT, Outcome, Watch
 
 PAUSES = (0.0, 2.0, 10.0, 30.0, 60.0)
 """Seconds before starting again, by how often that has brought nothing yet."""
@@ -48,6 +48,8 @@ class End:
     cause: str = ""
     details: str = ""
     rank: int = 0
+    starved: bool = False
+    """Whether it was for want of memory."""
 
 
 def supervise(run: Path, config: Config, command: Sequence[str], *, quiet: bool = False) -> int:
@@ -62,24 +64,26 @@ def supervise(run: Path, config: Config, command: Sequence[str], *, quiet: bool 
 
 def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alerts) -> int:
     journal, checkpoints = Journal(run), Checkpoints(run, folder.identity(run))
-    fruitless = 0
+    fruitless, split = 0, 1
     for attempt in itertools.count():
         for name in ("restarting", "gave_up"):
             alerts(name, "", "")
         before = set(checkpoints.candidates())
         who = {"pid": os.getpid(), "host": socket.gethostname()}
         journal.write("started", **who, attempt=attempt, processes=config.processes)
-        end = _attempt(run, config, command, attempt)
+        end = _attempt(run, config, command, attempt, split)
         if end.code is not None:
             if end.cause:
                 journal.write("gave_up", cause=end.cause)
             return end.code
+        split = split * 2 if end.starved else split
         fruitless = fruitless + 1 if before.issuperset(checkpoints.candidates()) else 0
         journal.write("failed", attempt=attempt, rank=end.rank, cause=end.cause, details=end.details)
         if fruitless > config.health.restarts:
             break
         pause = PAUSES[min(fruitless, len(PAUSES) - 1)]
         when = f"in {pause:.0f} s" if pause else "at once"
+        when += f", with each batch in {split} parts or more" if end.starved else ""
         alerts("restarting", f"{run}: {end.cause}", f"nothing for now: it starts again {when}")
         journal.write("restarting", attempt=attempt + 1, wait=pause)
         time.sleep(pause)
@@ -91,14 +95,14 @@ def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alert
     return 1
 
 
-def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int) -> End:
-    """Start all processes, and see how they end."""
+def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int, split: int) -> End:
+    """Start all processes, which take each batch in `split` parts at least, and see how they end."""
     for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch.distributed.elastic")]:
         logging.getLogger(name).setLevel(logging.CRITICAL)  # how it ended is said below, in fewer words
     # Restarted ranks would dial the port of the old ones' store and wait there for ever.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     killed_before = machine.oom_kills()
-    with tempfile.TemporaryDirectory(prefix="cutline-") as place, _environment(run, place, attempt):
+    with tempfile.TemporaryDirectory(prefix="cutline-") as place, _environment(run, place, attempt, split):
         watch = Watch(Path(place), config.processes)
         launch = LaunchConfig(
             min_nodes=1, max_nodes=1, nproc_per_node=config.processes, run_id=f"{run.name}-{os.getpid()}-{attempt}",
@@ -131,7 +135,9 @@ def _judge(run: Path, config: Config, watch: Watch, codes: dict[int, int], hang:
     if -code in _CRASHES and loading(run):
         load_failed(run, f"the process died of {signal.Signals(-code).name}")
     who = f"rank {rank}" if config.processes > 1 else "the process"
-    return End(None, f"{who} {_cause(code, outcome, out_of_memory)}", outcome.details if outcome else "", rank)
+    cause = _cause(code, outcome, out_of_memory)
+    starved = any(words in cause for words in _STARVED)
+    return End(None, f"{who} {cause}", outcome.details if outcome else "", rank, starved)
 
 
 def _weight(outcome: Outcome | None) -> int:
@@ -169,12 +175,14 @@ def _cause(exitcode: int, told: Outcome | None, out_of_memory: bool) -> str:
 
 
 _LOST = "lost touch with the others"
+_NO_MEMORY = "ran out of memory"
+_STARVED = (_NO_MEMORY, "ran out of GPU memory", "by the OOM killer: memory ran out")
 _KNOWN = {
     "CUDA out of memory": "ran out of GPU memory even with the smallest batch",
-    "MemoryError": "ran out of memory",
-    "can't allocate memory": "ran out of memory",
-    # oneDNN's words for it. It fails from then on, so that smaller parts are no help: only another process is.
-    "could not create a primitive": "ran out of memory",
+    "MemoryError": _NO_MEMORY,
+    "can't allocate memory": _NO_MEMORY,
+    # oneDNN's words for it. It fails from then on, so that smaller parts are only a help to another process.
+    "could not create a primitive": _NO_MEMORY,
     "No space left": "found the disk full",
     "Read-only file system": "found the disk read-only",
     "CUDA error": "lost its GPU",
@@ -188,8 +196,8 @@ _KNOWN = {
 
 
 @contextlib.contextmanager
-def _environment(run: Path, place: str, attempt: int) -> Iterator[None]:
-    added = {RUN: str(run), FOLDER: place, ATTEMPT: str(attempt)}
+def _environment(run: Path, place: str, attempt: int, split: int) -> Iterator[None]:
+    added = {RUN: str(run), FOLDER: place, ATTEMPT: str(attempt), SPLIT: str(split)}
     os.environ.update(added)
     try:
         yield

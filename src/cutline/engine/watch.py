@@ -26,6 +26,8 @@ RUN = "CUTLINE_RUN"
 """The one that tells the processes their run folder."""
 ATTEMPT = "CUTLINE_ATTEMPT"
 """The one that counts the times they were started."""
+SPLIT = "CUTLINE_SPLIT"
+"""The one that says in how many parts, at least, a batch is to be learned from: memory ran out before."""
 
 
 @dataclass(frozen=True)
