@@ -61,4 +61,63 @@ def finetuned() -> Config:
     )
 
 
-PRESETS: dict[str, Callable[[], Config]] = {"scenes": scenes, "frozen": frozen, "finetuned": finetuned}
+def flickr8k() -> Config:
+    """`cutline train --preset flickr8k --data FOLDER`: in every language that the folder has; docs/quality.md has scores.
+
+    First from stored features, then with an encoder that learns too, then by what captions drawn freely score.
+    """
+    return Config(
+        name="flickr8k",
+        words=WordsConfig(min_count=4),
+        encoder=EncoderConfig(name="mobilenetv2_100", train="nothing"),
+        decoder=DecoderConfig(kind="lstm", attention="luong", hidden=512, dropout=0.5),
+        training=TrainingConfig(
+            batch=32, captions=5, precision="bf16", ema=0.998, validate_every=2, validate_limit=400, choose_search=True
+        ),
+        search=SearchConfig(beam=3, max_length=24),
+        stages=(
+            {"training": {"epochs": 3, "rate": 8e-4, "schedule": "constant", "validate_every": 3}},
+            {
+                "encoder": {"train": "stage3", "rate": 1.5e-4},
+                "pictures": {"augment_crop": 0.5, "augment_flip": True, "augment_colour": 0.2},
+                "training": {"epochs": 12, "rate": 6e-4},
+            },
+        ),
+    )  # fmt: skip
+
+
+def coco() -> Config:
+    """`cutline train --preset coco --data FOLDER --format karpathy`: the settings that most published figures share.
+
+    ResNet-101 as it is, words seen five times, an LSTM with attention, cross-entropy and then self-critical training.
+    Karpathy's split has 113,287 pictures to learn from; --dry-run says what that takes here. It wants a GPU.
+    """
+    return Config(
+        name="coco",
+        data=DataConfig(languages=("en",)),
+        words=WordsConfig(min_count=5, max_length=20),
+        encoder=EncoderConfig(name="resnet101", train="nothing"),
+        decoder=DecoderConfig(kind="lstm", attention="bahdanau", hidden=512, dropout=0.5),
+        training=TrainingConfig(
+            batch=64, captions=5, precision="bf16", ema=0.999, validate_limit=5000, save_minutes=5, choose_search=True
+        ),
+        search=SearchConfig(beam=5, max_length=20),
+        stages=(
+            {"training": {"epochs": 15, "rate": 5e-4, "schedule": "step", "step_epochs": 3, "drop": 0.8}},
+            {
+                "training": {
+                    "epochs": 15, "objective": "self_critical", "rate": 5e-5, "schedule": "constant",
+                    "label_smoothing": 0.0,
+                }
+            },
+        ),
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "scenes": scenes,
+    "frozen": frozen,
+    "finetuned": finetuned,
+    "flickr8k": flickr8k,
+    "coco": coco,
+}
