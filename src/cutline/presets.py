@@ -62,7 +62,7 @@ def finetuned() -> Config:
 
 
 def flickr8k() -> Config:
-    """`cutline train --preset flickr8k --data FOLDER`: in every language that the folder has; docs/quality.md has scores.
+    """`cutline train --preset flickr8k --data FOLDER`: every language that the folder has; docs/quality.md has scores.
 
     First from stored features, then with an encoder that learns too, then by what captions drawn freely score.
     """
