@@ -1,4 +1,4 @@
-"""Learning curves as SVG: a few lines over the steps of a run."""
+"""Lines as SVG: learning curves over the steps of a run, and whatever else is a few lines over a scale from 0."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 42
 """Room for the axes; their text is of 13 units, so that it can still be read on a phone."""
 _MOST = 240
 """Points in a line; of more, neighbours are averaged."""
-_COLOURS = 6
+COLOURS = 6
 """As many as the style sheet has."""
+_CLASSES = {"accuracy": "accuracy", "top5": "among the best five", "macro_f1": "macro F1"}
 
 
 def curves(events: Iterable[Mapping[str, Any]]) -> list[Html]:
@@ -29,10 +30,12 @@ def curves(events: Iterable[Mapping[str, Any]]) -> list[Html]:
         "Training loss": {"": _points(steps, "loss")},
         "Validation BLEU-4": {lang: _points(checks, f"{lang}_bleu_4") for lang in languages},
         "Validation CIDEr-D": {lang: _points(checks, f"{lang}_cider") for lang in languages},
+        "Validation accuracy": {name: _points(checks, key) for key, name in _CLASSES.items()},
+        "Validation nats": {"": _points(checks, "nll")},
         "Learning rate": {"": _points(steps, "rate")},
     }
     drawn = {title: {name: points for name, points in lines.items() if points} for title, lines in charts.items()}
-    return [_chart(title, lines) for title, lines in drawn.items() if lines]
+    return [plot(title, lines) for title, lines in drawn.items() if lines]
 
 
 def _points(events: Sequence[Mapping[str, Any]], key: str) -> Points:
@@ -44,26 +47,27 @@ def _points(events: Sequence[Mapping[str, Any]], key: str) -> Points:
     return [(sum(x for x, _ in part) / len(part), sum(y for _, y in part) / len(part)) for part in parts]
 
 
-def _chart(title: str, lines: Mapping[str, Points]) -> Html:
+def plot(title: str, lines: Mapping[str, Points], across: str = "step") -> Html:
+    """Lines by name over a common scale, which `across` names."""
     every = [point for points in lines.values() for point in points]
-    across = ticks(max(x for x, _ in every))
+    rightward = ticks(max(x for x, _ in every))
     upward = ticks(max(y for _, y in every))
     ends = "; ".join(_ends(name, points) for name, points in lines.items())
     drawing = tag(
         "svg",
-        _axes(across, upward),
-        *(_line(points, number, across[-1], upward[-1]) for number, points in enumerate(lines.values())),
-        viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=f"{title} by step: {ends}",
+        _axes(rightward, upward, across),
+        *(_line(points, number, rightward[-1], upward[-1]) for number, points in enumerate(lines.values())),
+        viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=f"{title} by {across}: {ends}",
     )  # fmt: skip
-    names = [tag("span", name, class_=f"key line-{number % _COLOURS}") for number, name in enumerate(lines) if name]
+    names = [tag("span", name, class_=f"key line-{number % COLOURS}") for number, name in enumerate(lines) if name]
     return tag("figure", tag("figcaption", tag("b", title), *names), drawing, class_="chart")
 
 
 def _ends(name: str, points: Points) -> str:
     (first, start), (last, end) = points[0], points[-1]
     if len(points) == 1:
-        return f"{name} {start:.4g} at {first:.0f}".strip()
-    return f"{name} {start:.4g} at {first:.0f}, {end:.4g} at {last:.0f}".strip()
+        return f"{name} {start:.4g} at {first:g}".strip()
+    return f"{name} {start:.4g} at {first:g}, {end:.4g} at {last:g}".strip()
 
 
 def ticks(high: float) -> list[float]:
@@ -75,19 +79,19 @@ def ticks(high: float) -> list[float]:
     return [step * number for number in range(math.ceil(high / step - 1e-9) + 1)]
 
 
-def _axes(across: Sequence[float], upward: Sequence[float]) -> Html:
+def _axes(rightward: Sequence[float], upward: Sequence[float], across: str) -> Html:
     parts = []
     for value in upward:
         y = f"{_y(value, upward[-1]):.1f}"
         parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid" if value else "axis"))
         parts.append(tag("text", _number(value), x=_LEFT - 7, y=y, dy="0.35em", text_anchor="end"))
     foot = _HEIGHT - _BOTTOM
-    for value in across:
-        x = f"{_x(value, across[-1]):.1f}"
+    for value in rightward:
+        x = f"{_x(value, rightward[-1]):.1f}"
         parts.append(tag("line", x1=x, x2=x, y1=foot, y2=foot + 4, class_="axis"))
-        anchor = "end" if value == across[-1] and len(_number(value)) > 4 else "middle"
+        anchor = "end" if value == rightward[-1] and len(_number(value)) > 4 else "middle"
         parts.append(tag("text", _number(value), x=x, y=foot + 18, text_anchor=anchor))
-    parts.append(tag("text", "step", x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 5, text_anchor="middle"))
+    parts.append(tag("text", across, x=(_LEFT + _WIDTH - _RIGHT) / 2, y=_HEIGHT - 5, text_anchor="middle"))
     return join(*parts)
 
 
@@ -98,7 +102,7 @@ def _line(points: Points, number: int, right: float, top: float) -> Html:
         "g",
         tag("polyline", points=" ".join(",".join(pair) for pair in at)),
         *(tag("circle", cx=x, cy=y, r=3) for x, y in dots),
-        class_=f"line-{number % _COLOURS}",
+        class_=f"line-{number % COLOURS}",
     )
 
 

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import math
-import os
-import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
 
-from cutline import __version__
 from cutline.data.images import Transform
-from cutline.errors import CutlineError
 from cutline.evaluation.text import Scores
 from cutline.predict import Caption
 from cutline.report.charts import curves as draw_curves
+from cutline.report.document import Section, facts_list, table, write_document
 from cutline.report.html import Html, join, tag
 from cutline.report.pictures import data_url, looks, shown
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-"""A page that may fetch nothing, whatever a caption or a file name contains."""
+_LOOKED = (
+    "Above each word is what the model looked at as it wrote it: the picture stays bright where its attention was and "
+    "darkens where it was not, each word by its own brightest place."
+)
 
 
 @dataclass(frozen=True)
@@ -51,56 +49,15 @@ def write_report(
 ) -> Path:
     """Write the page to `path`: scores by language, the events of the run as curves, examples, facts and notes."""
     charts = draw_curves(curves)
-    sections = {
-        "Scores": _headlines(scores),
-        "Examples": _examples(examples),
-        "Learning": tag("div", *charts, class_="charts") if charts else None,
-        "All scores": _table(scores) if scores else None,
-        "Settings": _facts(facts) if facts else None,
-    }
-    there = {name: content for name, content in sections.items() if content}
     looked = any(example.caption.attention is not None for example in examples)
-    body = [
-        tag("header", tag("h1", title), *(tag("p", note) for note in notes), _links(there)),
-        tag("main", *(_section(name, content, looked) for name, content in there.items())),
-        tag("footer", f"Written by Cutline {__version__}. This page is complete in itself and fetches nothing."),
+    sections = [
+        Section("Scores", _headlines(scores)),
+        Section("Examples", _examples(examples), _LOOKED if looked else ""),
+        Section("Learning", tag("div", *charts, class_="charts") if charts else None),
+        Section("All scores", _table(scores) if scores else None),
+        Section("Settings", facts_list(facts)),
     ]
-    _write(Path(path), _document(title, body))
-    return Path(path)
-
-
-def _document(title: str, body: Sequence[Html]) -> str:
-    style = (files("cutline.report") / "style.css").read_text(encoding="utf-8")
-    head = tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", title),
-        tag("style", Html(style)),
-    )
-    return f"<!doctype html>\n{tag('html', head, tag('body', *body), lang='en')}\n"
-
-
-def _links(names: Iterable[str]) -> Html:
-    return tag("nav", *(tag("a", name, href=f"#{_anchor(name)}") for name in names), aria_label="On this page")
-
-
-def _section(name: str, content: Html, looked: bool) -> Html:
-    lead = join()
-    if name == "Examples" and looked:
-        lead = tag(
-            "p",
-            "Above each word is what the model looked at as it wrote it: the picture stays bright where its attention "
-            "was and darkens where it was not, each word by its own brightest place.",
-            class_="lead",
-        )
-    return tag("section", tag("h2", name), lead, content, id=_anchor(name))
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+    return write_document(path, title, notes, sections)
 
 
 def _headlines(scores: Mapping[str, Scores]) -> Html | None:
@@ -122,21 +79,9 @@ def _headlines(scores: Mapping[str, Scores]) -> Html | None:
 
 def _table(scores: Mapping[str, Scores]) -> Html:
     columns = [found.rows() for found in scores.values()]
-    head = tag("tr", tag("th", "Score", scope="col"), *(tag("th", lang, scope="col") for lang in scores))
-    body = [
-        tag("tr", tag("th", name, scope="row"), *(tag("td", column[name]) for column in columns)) for name in columns[0]
-    ]
+    rows = [[name, *(column[name] for column in columns)] for name in columns[0]]
     note = "BLEU, ROUGE-L and CIDEr-D are on a scale of 0 to 100, which CIDEr-D alone may pass."
-    return join(
-        tag("div", tag("table", tag("thead", head), tag("tbody", *body)), class_="wide"),
-        tag("p", note, class_="muted"),
-    )
-
-
-def _facts(facts: Mapping[str, str]) -> Html:
-    return tag(
-        "dl", *(tag("div", tag("dt", name), tag("dd", str(fact))) for name, fact in facts.items()), class_="facts"
-    )
+    return join(table(["Score", *scores], rows), tag("p", note, class_="muted"))
 
 
 def _examples(examples: Sequence[Example]) -> Html | None:
@@ -198,19 +143,3 @@ def _folded(name: str, texts: Sequence[str], lang: str) -> Html:
 
 def _figure(value: float) -> str:
     return f"{value:.1f}" if math.isfinite(value) else "–"
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all: whoever opens the page never sees half of it."""
-    partial = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        Path(partial).chmod(0o644)
-        Path(partial).replace(path)
-    except OSError as error:
-        if partial:
-            Path(partial).unlink(missing_ok=True)
-        raise CutlineError(f"cannot write the report {path}: {error.strerror}") from None

@@ -14,17 +14,17 @@ from PIL import Image
 
 from cutline.data.images import Transform, open_picture
 
-_SIDE, _SMALL_SIDE = 480, 144
+_SIDE, SMALL_SIDE = 480, 144
 """Longest side of a picture, and of one that stands above a word."""
 _VEIL = (18, 21, 30)
 _DENSITY = 0.8
 """How much of the veil's colour there is where a word did not look at all."""
 
 
-def shown(path: Path) -> Image.Image:
+def shown(path: Path, side: int = _SIDE) -> Image.Image:
     """The picture, reduced to what a page needs."""
-    picture = open_picture(path, at_least=_SIDE)
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    picture = open_picture(path, at_least=side)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return picture
 
 
@@ -33,7 +33,7 @@ def looks(picture: Image.Image, attention: NDArray[Any], transform: Transform | 
 
     Dark rather than coloured, since a colour on top would hide those that the caption speaks of.
     """
-    small = _fit(picture.size, _SMALL_SIDE)
+    small = _fit(picture.size, SMALL_SIDE)
     pixels = np.asarray(picture.resize(small, Image.Resampling.LANCZOS), np.float32)
     return [_darken(pixels, _spread(cells, small, transform)) for cells in attention]
 

@@ -1,0 +1,118 @@
+"""Figures of classes as SVG and as pictures: a matrix of mistakes, a map of points, a sheet of small squares."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from cutline.report.html import Html, join, tag
+
+Floats = NDArray[np.floating]
+
+_LABEL = 7.0
+"""Width of a letter in a figure's units, about."""
+_MAP = (640, 480)
+_EDGE = 14
+_NUMBERED = 12
+"""Classes up to which there is room for numbers in a matrix."""
+
+
+def matrix(counts: NDArray[np.integer], names: Sequence[str]) -> Html:
+    """Pictures by class, a row each, and by what they were taken for; a cell is as dark as its share of the row."""
+    size = len(names)
+    cell = 30.0 if size <= _NUMBERED else 15.0
+    short = [_short(name) for name in names]
+    room = _LABEL * max(map(len, short)) + 10
+    parts = []
+    for row, name in enumerate(short):
+        middle = room + (row + 0.5) * cell
+        parts.append(tag("text", name, x=room - 6, y=middle, dy="0.35em", text_anchor="end"))
+        turned = f"rotate(-90 {middle:g} {room - 6:g})"
+        parts.append(tag("text", name, x=f"{middle:g}", y=room - 6, dy="0.35em", transform=turned))
+    parts.append(tag("rect", x=room, y=room, width=size * cell, height=size * cell, class_="frame"))
+    whole = np.maximum(counts.sum(1), 1)
+    for i, j in zip(*(axis.tolist() for axis in np.nonzero(counts))):
+        count, share = int(counts[i, j]), counts[i, j] / whole[i]
+        told = f"{names[i]} taken for {names[j]}" if i != j else f"{names[i]} as such"
+        x, y = room + j * cell, room + i * cell
+        about = tag("title", f"{told}: {count:,} of {int(whole[i]):,}")
+        kind = "right" if i == j else "wrong"
+        shade = f"{0.12 + 0.88 * share:.2f}"
+        parts.append(tag("rect", about, x=x, y=y, width=cell, height=cell, class_=f"cell {kind}", fill_opacity=shade))
+        if size <= _NUMBERED:
+            tone = "number bright" if share > 0.5 else "number"
+            at = {"x": x + cell / 2, "y": y + cell / 2, "dy": "0.35em"}
+            parts.append(tag("text", f"{count}", text_anchor="middle", class_=tone, **at))
+    side = math.ceil(room + size * cell + 2)
+    label = f"Confusion of {size} classes: rows are what it is, columns what it was taken for"
+    return tag(
+        "svg", *parts, viewBox=f"0 0 {side} {side}", width=side, role="img", aria_label=label, class_="matrix"
+    )  # fmt: skip
+
+
+def scatter(title: str, points: Floats, groups: Sequence[str], told: Sequence[str]) -> Html:
+    """Points (N,2) in a colour for each group, the groups' names amid them, and what each is when it is pointed at."""
+    width, height = _MAP
+    low, high = points.min(0), points.max(0)
+    spread = (points - low) / np.maximum(high - low, 1e-12)
+    at = _EDGE + spread * (np.array([width, height]) - 2 * _EDGE)
+    names = sorted(set(groups))
+    hues = {name: f"hsl({360 * number / len(names):.0f} 65% 50%)" for number, name in enumerate(names)}
+    dots = [
+        tag("circle", tag("title", what), cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, fill=hues[group])
+        for (x, y), group, what in zip(at.tolist(), groups, told)
+    ]
+    labels = []
+    for name in names:
+        x, y = np.median(at[[group == name for group in groups]], axis=0).tolist()
+        labels.append(tag("text", _short(name), x=f"{x:.1f}", y=f"{y:.1f}", text_anchor="middle", class_="amid"))
+    drawing = tag(
+        "svg", tag("g", *dots, class_="dots"), *labels, viewBox=f"0 0 {width} {height}", role="img",
+        aria_label=f"{title}: {len(points):,} pictures of {len(names)} classes",
+    )  # fmt: skip
+    return tag("figure", tag("figcaption", tag("b", title)), drawing, class_="chart")
+
+
+def sheet(squares: Sequence[Floats], *, scale: int, columns: int) -> Html:
+    """Small squares (side, side) or (side, side, 3), each over its own range, side by side as one picture."""
+    side = squares[0].shape[0] * scale
+    rows = -(-len(squares) // columns)
+    page = Image.new("RGB", (columns * (side + 2) - 2, rows * (side + 2) - 2), (127, 127, 127))
+    for number, square in enumerate(squares):
+        down, across = divmod(number, columns)
+        small = Image.fromarray(_bytes(square)).convert("RGB")
+        page.paste(small.resize((side, side), Image.Resampling.NEAREST), (across * (side + 2), down * (side + 2)))
+    data = io.BytesIO()
+    page.save(data, "PNG", optimize=True)
+    url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
+    return tag("img", src=url, alt="", width=page.width, height=page.height, class_="sheet")
+
+
+def bars(shares: Sequence[tuple[str, float]]) -> Html:
+    """Names with the share of each, 0 to 1, as a number and as a bar."""
+    rows = [
+        tag(
+            "li",
+            tag("span", name),
+            tag("span", f"{100 * share:.1f} %", class_="share"),
+            tag("meter", value=f"{share:.4f}", min=0, max=1),
+        )
+        for name, share in shares
+    ]
+    return tag("ul", *rows, class_="guesses") if rows else join()
+
+
+def _bytes(square: Floats) -> NDArray[np.uint8]:
+    values = np.nan_to_num(np.asarray(square, np.float32))
+    low, high = float(values.min()), float(values.max())
+    return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
+
+
+def _short(name: str, most: int = 22) -> str:
+    return name if len(name) <= most else f"{name[: most - 1]}…"
