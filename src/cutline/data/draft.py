@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
+from cutline.data.corpus import Corpus, Problem, Sample
+from cutline.data.division import divide
 from cutline.data.files import folded, folder_name, plain, spellings, writable
 from cutline.errors import DataError
 
@@ -211,7 +211,8 @@ class Draft:
             )
         if not entries:
             raise NothingUsableError(Corpus((), source, tuple(self.problems)))
-        self._divide(list(entries.values()), shares, seed)
+        if said := divide(list(entries.values()), shares, seed):
+            self.notes.append(said)
         samples = (
             Sample(id, e.image, {lang: tuple(texts) for lang, texts in e.captions.items()}, e.label, e.split or "train")
             for id, e in entries.items()
@@ -220,11 +221,12 @@ class Draft:
 
     def _usable(self) -> dict[str, Entry]:
         """Entries by id that have something to learn from."""
+        wanted = "caption" if self._languages_seen or not any(e.label for e in self.entries.values()) else "label"
         usable: dict[str, Entry] = {}
         for entry in self.entries.values():
             if not entry.captions and entry.label is None:
                 if not entry.described and self._read_all:
-                    self.problem(entry.file, entry.line, f"picture without a caption: {entry.name}")
+                    self.problem(entry.file, entry.line, f"picture without a {wanted}: {entry.name}")
                 continue
             entry.id = entry.id or entry.name
             other = usable.setdefault(entry.id, entry)
@@ -232,30 +234,6 @@ class Draft:
                 message = f"id used twice: '{entry.id}' for {other.image} and {entry.image}"
                 self.problem(entry.file, entry.line, message)
         return usable
-
-    def _divide(self, entries: Iterable[Entry], shares: tuple[float, float], seed: int) -> None:
-        """Give a split to each entry that has none, by its own hash: a new picture never moves an old one."""
-        undivided = sorted((e for e in entries if e.split is None), key=lambda e: (place(e.id, seed), e.id))
-        if not undivided:
-            return
-        self.notes.append(f"{len(undivided):,} pictures divided by seed {seed}")
-        val, test = shares
-        for entry in undivided:
-            where = place(entry.id, seed)
-            entry.split = "val" if where < val else "test" if where < val + test else "train"
-        # A few pictures may all fall on one side, but each split that is wanted needs at least one.
-        if len(undivided) == len(self.entries) >= len(SPLITS):
-            for split, share in (("train", 1.0), ("val", val), ("test", test)):
-                counts = Counter(entry.split for entry in undivided)
-                if share and not counts[split]:
-                    largest = counts.most_common(1)[0][0]
-                    next(entry for entry in undivided if entry.split == largest).split = split
-
-
-def place(id: str, seed: int) -> float:
-    """Where a picture falls between 0 and 1: always the same for its id and the seed."""
-    digest = hashlib.blake2b(f"{seed}/{id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
 
 
 def split_named(name: str) -> str | None:
