@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from cutline.data.inspect import Range, inspect
+from cutline.data.labels import Balance
 
 
 @pytest.fixture
@@ -30,7 +31,8 @@ def test_counts(folder: Path) -> None:
     found = inspect(folder)
     assert found.pictures == 4
     assert found.splits == {"train": 2, "val": 1, "test": 1}
-    assert found.labels == {"dog": 2, "cat": 1}
+    assert found.labels == {"dog": {"train": 1, "val": 0, "test": 1}, "cat": {"train": 0, "val": 1, "test": 0}}
+    assert found.balance == Balance(2, 2, "dog", 1, "cat", 2 / 3)
     english = found.languages["en"]
     assert (english.captions, english.pictures) == (7, 4)
     assert english.per_picture == Range(1, 1.5, 3)

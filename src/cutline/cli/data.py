@@ -1,4 +1,4 @@
-"""`cutline data`: look at captioned pictures, list the formats that are read, or draw scenes to learn from."""
+"""`cutline data`: look at captioned or labelled pictures, list the formats that are read, or draw scenes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import tyro
 
 from cutline.cli.arguments import dispatch, parse
 from cutline.console import progress
+from cutline.data.corpus import SPLITS
 from cutline.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,11 +21,17 @@ if TYPE_CHECKING:
     from cutline.data.inspect import Inspection, Range
 
 _LISTED = 20
+_CLASSES = 10
+"""Of the commonest and of the rarest, as many are shown."""
+_BAR = 20
+"""Letters in the bar of the commonest class."""
+_UNEVEN = 3.0
+"""Times that the commonest class has more pictures than the rarest, from which on it is worth a word."""
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show what is in a folder or file of captioned pictures, and everything that is wrong with it.
+    """Show what is in a folder or file of captioned or labelled pictures, and everything that is wrong with it.
 
     The exit code is 0 if all is well and 1 if there are problems.
     """
@@ -142,9 +149,7 @@ def _show(found: Inspection, console: Console, everything: bool) -> None:
     if found.languages:
         _show_languages(found, console)
     if found.labels:
-        shown = ", ".join(f"{label} {count:,}" for label, count in list(found.labels.items())[:8])
-        more = f", … ({len(found.labels) - 8} more)" if len(found.labels) > 8 else ""
-        console.print(f"{len(found.labels)} labels: {escape(shown)}{more}\n")
+        _show_classes(found, console, everything)
     if found.copies:
         count = sum(len(group) - 1 for group in found.copies)
         example = " = ".join(f"{path.parent.name}/{path.name}" for path in found.copies[0][:2])
@@ -189,6 +194,37 @@ def _show_languages(found: Inspection, console: Console) -> None:
             )
             for text, count in facts.commonest:
                 console.print(f"  {count:>5,} × {escape(text)}", no_wrap=True, overflow="ellipsis")
+    console.print()
+
+
+def _show_classes(found: Inspection, console: Console, everything: bool) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    even = found.balance
+    assert even
+    rows = [(label, sum(splits.values()), splits) for label, splits in found.labels.items()]
+    if len(rows) > 2 * _CLASSES and not everything:
+        skipped = ("…", 0, dict.fromkeys(SPLITS, 0))
+        rows = [*rows[:_CLASSES], skipped, *rows[-_CLASSES:]]
+    table = Table(box=box.HORIZONTALS, show_edge=False, pad_edge=False, padding=(0, 1))
+    table.add_column("class", overflow="fold")
+    for heading in ("pictures", *SPLITS):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for label, total, splits in rows:
+        cells = [f"{count:,}" for count in (total, *splits.values())] if total else [""] * 4
+        table.add_row(escape(label), *cells, "▇" * round(_BAR * total / even.most))
+    console.print(table)
+    each = f"{even.least:,} to {even.most:,}" if even.ratio > 1 else f"{even.most:,}"
+    ratio = f" ({even.ratio:.3g} to 1)" if even.ratio > 1 else ""
+    chance = f"always guessing '{escape(even.commonest)}' would be right {100 * even.share:.1f} times in 100"
+    console.print(f"{even.classes:,} classes of {each} pictures{ratio}; {chance}")
+    if even.ratio >= _UNEVEN:
+        console.print("rare classes can be given more weight, or shown more often: classes.balance", style="dim")
+    if len(found.labels) > 2 * _CLASSES and not everything:
+        console.print("(--all lists every class)", style="dim")
     console.print()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cutline.data.corpus import Corpus, Problem, Sample
 from cutline.data.division import divide
-from cutline.data.files import folded, folder_name, plain, spellings, writable
+from cutline.data.files import folded, folder_name, folders, plain, spellings, writable
 from cutline.errors import DataError
 
 UNKNOWN_LANGUAGE = "und"
@@ -245,6 +245,12 @@ def split_in(name: str) -> str | None:
     """The only split that a file's or folder's name speaks of: `captions_val2017.json` is "val"."""
     found = {split_named(word) for word in re.split(r"[^a-z]+", name.lower())} - {None}
     return found.pop() if len(found) == 1 else None
+
+
+def split_folders(path: Path) -> dict[str, str]:
+    """Folder -> split, if the folders in `path` are splits and nothing else."""
+    splits = {folder.name: split_named(folder.name) for folder in folders(path)}
+    return {name: split for name, split in splits.items() if split} if all(splits.values()) else {}
 
 
 def summary(source: str, problems: Sequence[Problem], listed: int = _LISTED) -> str:

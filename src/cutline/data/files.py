@@ -10,6 +10,13 @@ from pathlib import Path
 from cutline.errors import DataError
 
 
+def cache_folder() -> Path:
+    """For drawn scenes, pictures written out and stored features: $CUTLINE_CACHE, else the user's cache folder."""
+    if named := os.environ.get("CUTLINE_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutline"
+
+
 def read_lines(file: Path, problem: Callable[[Path, int, str], None]) -> list[str]:
     """The lines of a UTF-8 file, without their ends; one that is not UTF-8 is noted and left empty."""
     try:

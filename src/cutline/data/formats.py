@@ -1,4 +1,4 @@
-"""The published data sets' own formats, and folders whose file names say everything."""
+"""The published caption sets' own formats, and folders whose file names say everything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from cutline.data.draft import Draft, Entry, split_in, split_named
+from cutline.data.draft import Draft, Entry, split_folders, split_in, split_named
 from cutline.data.files import files_in, folders, read_lines
 from cutline.data.images import is_picture, walk
 from cutline.data.tables import csv_header, read_csv_file
@@ -209,7 +209,7 @@ def _records(content: Any, key: str, file: Path) -> list[dict[str, Any]]:
 
 def read_folder(path: Path, draft: Draft) -> None:
     """A picture and, beside it, a text of the same name: a caption in each line."""
-    by_split = _division(path)
+    by_split = split_folders(path)
     for where, names in walk(path):
         folder = Path(where)
         inside = folder.relative_to(path)
@@ -244,27 +244,3 @@ def _read_sidecar(file: Path, owners: dict[str, list[Entry]], draft: Draft) -> N
         draft.caption(entry, text, draft.language(lang), file, number)
     if not lines:
         draft.caption(entry, "", draft.language(lang), file, None)
-
-
-def read_classes(path: Path, draft: Draft) -> None:
-    """A folder for each class, perhaps in a folder for each split."""
-    by_split = _division(path)
-    for top in [path / name for name in by_split] or [path]:
-        for name in filter(is_picture, (file.name for file in files_in(top, ""))):
-            draft.problem(top / name, None, "picture outside a class folder: it has no label")
-        for folder in folders(top):
-            found = False
-            for where, names in walk(folder):
-                for name in filter(is_picture, names):
-                    file = Path(where, name)
-                    found = True
-                    if entry := draft.found(file.relative_to(path).as_posix(), file, None):
-                        entry.label, entry.split = folder.name, by_split.get(top.name)
-            if not found:
-                draft.problem(folder, None, "no pictures: an empty class folder")
-
-
-def _division(path: Path) -> dict[str, str]:
-    """Folder -> split, if the folders in `path` are splits and nothing else."""
-    splits = {folder.name: split_named(folder.name) for folder in folders(path)}
-    return {name: split for name, split in splits.items() if split} if all(splits.values()) else {}

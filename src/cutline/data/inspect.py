@@ -17,6 +17,7 @@ from cutline.console import progress
 from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
 from cutline.data.draft import NothingUsableError
 from cutline.data.images import open_picture
+from cutline.data.labels import Balance, balance, count_labels, oddities
 from cutline.data.readers import read_corpus
 from cutline.errors import DataError
 
@@ -61,7 +62,9 @@ class Inspection:
     pictures: int
     splits: dict[str, int]
     languages: dict[str, Language]
-    labels: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    """Pictures of each class in each split, the commonest first."""
+    balance: Balance | None
     copies: tuple[tuple[Path, ...], ...]
     """Groups of files with the same content."""
     decoded: bool
@@ -89,7 +92,10 @@ def inspect(
     except NothingUsableError as nothing:
         corpus = nothing.corpus
     copies = _copies(corpus.samples)
+    labels = count_labels(corpus.samples)
     problems = [*corpus.problems, *_contradictions(corpus.samples, copies)]
+    if not corpus.languages:  # beside captions, labels are a remark that need not make classes
+        problems += oddities(corpus.samples)
     if check_pictures:
         problems += _undecodable(corpus.samples, quiet)
     return Inspection(
@@ -97,7 +103,8 @@ def inspect(
         pictures=len(corpus),
         splits={split: len(corpus.split(split)) for split in SPLITS},
         languages={lang: _language(corpus, lang) for lang in corpus.languages},
-        labels=dict(Counter(sample.label for sample in corpus.samples if sample.label is not None).most_common()),
+        labels=labels,
+        balance=balance(labels),
         copies=copies,
         decoded=check_pictures,
         problems=tuple(problems),

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cutline.data.cifar import cifar_files, read_cifar
+from cutline.data.classes import read_classes
 from cutline.data.corpus import Corpus
 from cutline.data.draft import Draft
 from cutline.data.files import files_in, folders
 from cutline.data.formats import (
     captions_txt,
     json_files,
-    read_classes,
     read_coco,
     read_flickr8k,
     read_folder,
@@ -79,11 +80,14 @@ FORMATS: dict[str, Format] = {
     "jsonl": Format(
         read_jsonl, _ending(".jsonl", ".ndjson"), "an object a line: image, captions, and what else a table may have"
     ),
+    "cifar10": Format(read_cifar, lambda p: _names(cifar_files(p)), "CIFAR-10's data_batch_*.bin and test_batch.bin"),
     "folder": Format(
         read_folder, _folder_sign, "photo.jpg with photo.txt (photo.de.txt for German) beside it, a caption a line"
     ),
     "classes": Format(
-        read_classes, _classes_sign, "a folder of pictures for each class, perhaps below train, val and test"
+        read_classes,
+        _classes_sign,
+        "a folder of pictures for each class, perhaps below train, val and test, as ImageNet has it",
     ),
 }
 # Only looked for where there is no table of captions: pictures lie in some arrangement always.

@@ -1,8 +1,7 @@
-"""The corpus that a configuration names, and where Cutline keeps what it can make again."""
+"""The corpus that a configuration names."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +9,13 @@ from cutline.config import Config
 from cutline.console import say
 from cutline.data import scenes
 from cutline.data.corpus import Corpus
+from cutline.data.draft import summary
+from cutline.data.files import cache_folder
 from cutline.data.grammar import LANGUAGES
+from cutline.data.labels import oddities
 from cutline.data.readers import read_corpus
 
-
-def cache_folder() -> Path:
-    """For drawn scenes and stored features: $CUTLINE_CACHE, else the user's cache folder."""
-    if named := os.environ.get("CUTLINE_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cutline"
+_LISTED = 5
 
 
 def read(config: Config, *, quiet: bool = False) -> Corpus:
@@ -38,6 +35,8 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
     )
     if corpus.problems:
         say(f"{len(corpus.problems)} entries were left out (cutline data inspect lists them)", quiet=quiet)
+    if not corpus.languages and (odd := oddities(corpus.samples)):
+        say(summary("classes", odd, _LISTED), quiet=quiet)
     if not data.limit:
         return corpus
     chosen = {sample.id for sample in corpus.split("train")[: data.limit]}

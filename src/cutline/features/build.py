@@ -16,8 +16,8 @@ import numpy as np
 from cutline.config import Config
 from cutline.console import progress, say
 from cutline.data.corpus import Sample
+from cutline.data.files import cache_folder
 from cutline.data.images import Transform
-from cutline.data.sources import cache_folder
 from cutline.errors import DataError, ModelError
 from cutline.features import backends
 from cutline.features.backends import Backend, Pair, Pixels

@@ -63,17 +63,18 @@ def scatter(title: str, points: Floats, groups: Sequence[str], told: Sequence[st
     spread = (points - low) / np.maximum(high - low, 1e-12)
     at = _EDGE + spread * (np.array([width, height]) - 2 * _EDGE)
     names = sorted(set(groups))
-    hues = {name: f"hsl({360 * number / len(names):.0f} 65% 50%)" for number, name in enumerate(names)}
-    dots = [
-        tag("circle", tag("title", what), cx=f"{x:.1f}", cy=f"{y:.1f}", r=3, fill=hues[group])
-        for (x, y), group, what in zip(at.tolist(), groups, told)
-    ]
-    labels = []
-    for name in names:
-        x, y = np.median(at[[group == name for group in groups]], axis=0).tolist()
+    dots, labels = [], []
+    for number, name in enumerate(names):
+        members = [index for index, group in enumerate(groups) if group == name]
+        circles = [
+            tag("circle", tag("title", told[index]), cx=f"{at[index, 0]:.1f}", cy=f"{at[index, 1]:.1f}", r=3)
+            for index in members
+        ]
+        dots.append(tag("g", *circles, class_="dots", fill=f"hsl({360 * number // len(names)}, 65%, 50%)"))
+        x, y = np.median(at[members], axis=0).tolist()
         labels.append(tag("text", _short(name), x=f"{x:.1f}", y=f"{y:.1f}", text_anchor="middle", class_="amid"))
     drawing = tag(
-        "svg", tag("g", *dots, class_="dots"), *labels, viewBox=f"0 0 {width} {height}", role="img",
+        "svg", *dots, *labels, viewBox=f"0 0 {width} {height}", role="img",
         aria_label=f"{title}: {len(points):,} pictures of {len(names)} classes",
     )  # fmt: skip
     return tag("figure", tag("figcaption", tag("b", title)), drawing, class_="chart")

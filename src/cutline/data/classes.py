@@ -1,0 +1,68 @@
+"""Folders whose names are the classes of the pictures in them, as most data sets of classes come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cutline.data.draft import Draft, split_folders
+from cutline.data.files import files_in, folders, read_lines
+from cutline.data.images import is_picture, walk
+
+_LISTS = "_annotations.txt"
+_PICTURES = "images"
+"""The folder in which ImageNet's smaller kin keep the pictures of a class, or of a split without classes."""
+
+
+def read_classes(path: Path, draft: Draft) -> None:
+    """A folder for each class, perhaps in a folder for each split.
+
+    A split may instead list its pictures' classes in `val_annotations.txt`, or give none, as where a test is secret.
+    """
+    by_split = split_folders(path)
+    for top in [path / name for name in by_split] or [path]:
+        inner = folders(top)
+        if lists := files_in(top, _LISTS):
+            for file in lists:
+                _read_list(file, by_split.get(top.name), draft)
+        elif by_split and {folder.name for folder in inner} <= {_PICTURES}:
+            if count := sum(is_picture(name) for _, names in walk(top) for name in names):
+                draft.notes.append(f"{count:,} pictures in {top.name} have no label and are left out")
+        else:
+            _read_folders(top, inner, by_split.get(top.name), draft)
+
+
+def _read_folders(top: Path, classes: list[Path], split: str | None, draft: Draft) -> None:
+    for name in filter(is_picture, (file.name for file in files_in(top, ""))):
+        draft.problem(top / name, None, "picture outside a class folder: it has no label")
+    for folder in classes:
+        found = False
+        for where, names in walk(folder):
+            for name in filter(is_picture, names):
+                file = Path(where, name)
+                found = True
+                if entry := draft.found(file.relative_to(draft.root).as_posix(), file, None):
+                    entry.label, entry.split = folder.name, split
+        if not found:
+            draft.problem(folder, None, "no pictures: an empty class folder")
+
+
+def _read_list(file: Path, split: str | None, draft: Draft) -> None:
+    """Reads `name.jpg<TAB>class` lines, whatever else they say; pictures that none of them names are noted."""
+    named = set()
+    for line, text in enumerate(read_lines(file, draft.problem), 1):
+        name, tab, rest = text.partition("\t")
+        label = rest.partition("\t")[0].strip()
+        if not text.strip():
+            continue
+        if not tab or not label:
+            draft.problem(file, line, "malformed line: not 'picture.jpg', a tab, and a class")
+            continue
+        inner = f"{_PICTURES}/{name}"
+        if entry := draft.picture(inner if draft.has(inner, file) else name, file, line):
+            named.add(entry.image)
+            entry.split = split
+            draft.label(entry, label, file, line)
+    for where, names in walk(file.parent):
+        for picture in (Path(where, name) for name in filter(is_picture, names)):
+            if picture not in named:
+                draft.problem(picture, None, f"picture without a label: {file.name} does not name it")
