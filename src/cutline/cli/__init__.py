@@ -16,6 +16,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("cutline.cli.export", "turn a run into a bundle that needs no torch"),
     "data": ("cutline.cli.data", "inspect captioned pictures, or draw scenes to learn from"),
     "runs": ("cutline.cli.runs", "list, show, verify or tidy run folders"),
+    "compare": ("cutline.cli.compare", "compare runs: scores, parameters, size and time"),
     "watch": ("cutline.cli.watch", "follow a run live"),
     "features": ("cutline.cli.features", "build, verify or show a store of picture features"),
     "demo": ("cutline.cli.demo", "draw, train, caption and score, in minutes, from nothing"),
