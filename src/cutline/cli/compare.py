@@ -12,7 +12,7 @@ import tyro
 
 from cutline.cli.arguments import parse
 from cutline.cli.telling import add_row, new_console, new_table, number, size
-from cutline.errors import ConfigError, CutlineError, ModelError
+from cutline.errors import ConfigError, CutlineError, ModelError, require
 
 if TYPE_CHECKING:
     from cutline.evaluation.cost import Timing
@@ -74,6 +74,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _found(places: Sequence[Path]) -> list[Path]:
+    require("xxhash", "train", "comparing runs")
     from cutline.engine.runs import find, is_run
 
     found: dict[Path, Path] = {}

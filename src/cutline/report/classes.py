@@ -68,11 +68,14 @@ def write_class_report(
     """Write the page to `path`. With the classifier itself (`inside`), it also shows what that looks at."""
     page = _Page(found, transform, inside)
     charts = curves(events)
-    looking = "Beside each is what spoke for the class that was named: bright where it lies (Grad-CAM). "
+    looking = "Beside each picture is what spoke for the class named first: bright where it lies (Grad-CAM)."
     looking = looking if inside and inside.looks else ""
+    mistaken = (
+        f"What it is in bold, what it was taken for below; the surest first. A label may be wrong, too. {looking}"
+    )
     sections = [
         Section("Scores", page.headlines()),
-        Section("Surest mistakes", page.mistakes(), f"{looking}The surest comes first; some may be wrong labels."),
+        Section("Surest mistakes", page.mistakes(), mistaken),
         Section("Found rightly", page.right(), looking),
         Section("What is taken for what", page.confusion(), "A row is what it is, a column what it was taken for."),
         Section("Classes", page.classes(), "The hardest come first."),

@@ -57,13 +57,17 @@ def matrix(counts: NDArray[np.integer], names: Sequence[str]) -> Html:
 
 
 def scatter(title: str, points: Floats, groups: Sequence[str], told: Sequence[str]) -> Html:
-    """Points (N,2) in a colour for each group, the groups' names amid them, and what each is when it is pointed at."""
+    """Points (N,2) in a colour for each group, and what each is when it is pointed at.
+
+    A group's name stands amid its points, unless another's stands there already.
+    """
     width, height = _MAP
     low, high = points.min(0), points.max(0)
     spread = (points - low) / np.maximum(high - low, 1e-12)
     at = _EDGE + spread * (np.array([width, height]) - 2 * _EDGE)
     names = sorted(set(groups))
     dots, labels = [], []
+    taken: list[tuple[float, float, float]] = []
     for number, name in enumerate(names):
         members = [index for index, group in enumerate(groups) if group == name]
         circles = [
@@ -72,7 +76,10 @@ def scatter(title: str, points: Floats, groups: Sequence[str], told: Sequence[st
         ]
         dots.append(tag("g", *circles, class_="dots", fill=f"hsl({360 * number // len(names)}, 65%, 50%)"))
         x, y = np.median(at[members], axis=0).tolist()
-        labels.append(tag("text", _short(name), x=f"{x:.1f}", y=f"{y:.1f}", text_anchor="middle", class_="amid"))
+        half = _LABEL * len(_short(name)) / 2
+        if not any(abs(x - u) < half + w and abs(y - v) < 2 * _LABEL for u, v, w in taken):
+            taken.append((x, y, half))
+            labels.append(tag("text", _short(name), x=f"{x:.1f}", y=f"{y:.1f}", text_anchor="middle", class_="amid"))
     drawing = tag(
         "svg", *dots, *labels, viewBox=f"0 0 {width} {height}", role="img",
         aria_label=f"{title}: {len(points):,} pictures of {len(names)} classes",

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 _BATCH = 32
 _STAGES = 4
+_FINE = 4
+"""Regions on a side below which a map says no more than where the middle is."""
 
 
 class Inside:
@@ -96,17 +98,17 @@ class Inside:
 
     @torch.no_grad()
     def _last_grid(self) -> nn.Module | None:
-        """The last module of the encoder that gives a grid of several regions."""
-        last: list[nn.Module] = []
+        """The last module of the encoder whose grid is fine enough to point at something, or else the last of all."""
+        last: dict[bool, nn.Module] = {}
 
         def note(module: nn.Module, given: Any, output: Any) -> None:
             if self._is_grid(output):
-                last[:] = [module]
+                last[output.shape[-1] >= _FINE] = module
 
         size = self.transform.size
         with _hooked(list(self.classifier.encoder.modules())[1:], note):
             self.classifier.encoder(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
-        return last[0] if last else None
+        return last.get(True) or last.get(False)
 
     def _is_grid(self, output: Any) -> bool:
         """Channels over several regions, and not the picture itself in other numbers."""
