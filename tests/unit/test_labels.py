@@ -1,0 +1,290 @@
+"""Labelled data: how it is divided, what is odd about it, and the forms that it comes in."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cutline.data.cifar import NAMES
+from cutline.data.corpus import Corpus
+from cutline.data.images import open_picture
+from cutline.data.inspect import inspect
+from cutline.data.labels import Balance, balance, count_labels, oddities
+from cutline.data.readers import detect, read_corpus
+from cutline.errors import DataError
+
+_RECORD = 3073
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("CUTLINE_CACHE", str(folder))
+    return folder
+
+
+def classes(root: Path, **counts: int) -> Path:
+    """A folder for each class, with so many pictures, each of its own content."""
+    for label, count in counts.items():
+        folder = root / label.replace("__", "/")
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{number}.jpg").write_bytes(f"{label} {number}".encode())
+    return root
+
+
+def by_class(corpus: Corpus) -> dict[str, dict[str, int]]:
+    return count_labels(corpus.samples)
+
+
+# Divided class by class -------------------------------------------------------------------------------------------
+
+
+def test_each_class_is_divided_by_itself(tmp_path: Path) -> None:
+    classes(tmp_path, cat=100, dog=50, cow=10)
+    corpus = read_corpus(tmp_path, val_share=0.2, test_share=0.1)
+    assert "160 pictures divided by seed 0, each class by itself" in corpus.source
+    for label, count in (("cat", 100), ("dog", 50), ("cow", 10)):
+        assert by_class(corpus)[label] == {"train": 0.7 * count, "val": 0.2 * count, "test": 0.1 * count}
+
+
+def test_a_seed_is_a_division(tmp_path: Path) -> None:
+    classes(tmp_path, cat=40, dog=40)
+    first, again, other = (
+        {s.id: s.split for s in read_corpus(tmp_path, val_share=0.2, seed=seed).samples} for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert sum(first[id] != other[id] for id in first) >= 8
+    assert Counter(first.values()) == Counter(other.values())
+
+
+def test_a_new_picture_moves_none_of_another_class_and_hardly_one_of_its_own(tmp_path: Path) -> None:
+    classes(tmp_path, cat=40, dog=40)
+    before = {s.id: s.split for s in read_corpus(tmp_path, val_share=0.2).samples}
+    (tmp_path / "dog" / "new.jpg").write_bytes(b"new")
+    after = {s.id: s.split for s in read_corpus(tmp_path, val_share=0.2).samples}
+    moved = [id for id, split in before.items() if after[id] != split]
+    assert all(id.startswith("dog/") for id in moved)
+    assert len(moved) <= 2
+
+
+def test_small_classes_together_give_the_share(tmp_path: Path) -> None:
+    """Of 200 classes of 3 pictures, a tenth of each is 0.3 pictures: of 600 pictures, 60 are held back all the same."""
+    classes(tmp_path, **{f"class{number}": 3 for number in range(200)})
+    corpus = read_corpus(tmp_path, val_share=0.1, test_share=0)
+    held = len(corpus.split("val"))
+    assert 45 <= held <= 75
+    assert len({s.label for s in corpus.split("train")}) == 200
+
+
+def test_every_class_keeps_a_picture_to_learn_from(tmp_path: Path) -> None:
+    classes(tmp_path, **{f"class{number}": 1 + number % 2 for number in range(60)})
+    corpus = read_corpus(tmp_path, val_share=0.4, test_share=0.4)
+    assert len({s.label for s in corpus.split("train")}) == 60
+    assert corpus.split("val")
+    assert corpus.split("test")
+
+
+def test_a_split_that_is_wanted_gets_a_picture_of_a_class_with_several(tmp_path: Path) -> None:
+    classes(tmp_path, one=1, other=1, third=3)
+    corpus = read_corpus(tmp_path, val_share=0.01, test_share=0)
+    assert [s.label for s in corpus.split("val")] == ["third"]
+
+
+def test_validation_gets_its_share_of_what_is_for_training(tmp_path: Path) -> None:
+    classes(tmp_path, train__cat=50, train__dog=50, test__cat=10, test__dog=10)
+    corpus = read_corpus(tmp_path, val_share=0.2)
+    assert by_class(corpus)["cat"] == {"train": 40, "val": 10, "test": 10}
+    assert "100 training pictures divided" in corpus.source
+    assert not read_corpus(tmp_path, val_share=0).split("val")
+
+
+def test_captions_are_still_divided_one_by_one(tmp_path: Path) -> None:
+    rows = [{"image": f"{n}.png", "caption": "a dog", "label": "ab"[n % 2]} for n in range(200)]
+    for row in rows:
+        (tmp_path / row["image"]).write_bytes(b"x")
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    before = {s.id: s.split for s in read_corpus(tmp_path).samples}
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows[:150])))
+    assert all(before[s.id] == s.split for s in read_corpus(tmp_path).samples)
+
+
+# What is odd ------------------------------------------------------------------------------------------------------
+
+
+def test_classes_that_cannot_be_learned_or_judged_are_named(tmp_path: Path) -> None:
+    classes(tmp_path, train__cat=3, train__dog=1, train__Cow=2, val__cat=1, val__cow=1, test__ghost=2, test__cat=1)
+    corpus = read_corpus(tmp_path)
+    assert sorted(problem.message for problem in oddities(corpus.samples)) == [
+        "class names that differ in case only: 'Cow' and 'cow'",
+        "class never learned: 'cow' has 1 in val and none in train, so no guess at them can be right",
+        "class never learned: 'ghost' has 2 in test and none in train, so no guess at them can be right",
+        "class with one picture: nothing is left to judge 'dog' by",
+    ]
+    assert not read_corpus(tmp_path).problems  # none of it stands in the way of training
+    found = inspect(tmp_path)
+    assert {p.message.partition(":")[0] for p in found.problems} >= {"class never learned", "class with one picture"}
+
+
+def test_the_same_picture_in_two_classes_is_named(tmp_path: Path) -> None:
+    classes(tmp_path, rose=4, tulip=4)
+    (tmp_path / "tulip" / "again.jpg").write_bytes((tmp_path / "rose" / "2.jpg").read_bytes())
+    messages = [p.message for p in inspect(tmp_path).problems if "labels" in p.message]
+    assert messages == ["same picture with different labels: rose/2.jpg (rose), tulip/again.jpg (tulip)"]
+
+
+def test_an_empty_class_folder_stops_reading_unless_told_to_go_on(tmp_path: Path) -> None:
+    classes(tmp_path, cat=3, dog=0)
+    with pytest.raises(DataError, match="dog: no pictures: an empty class folder"):
+        read_corpus(tmp_path)
+    assert read_corpus(tmp_path, skip_bad=True).labels == ("cat",)
+
+
+def test_a_corrupt_picture_is_named(tmp_path: Path) -> None:
+    Image.new("L", (8, 8)).save(classes(tmp_path, cat=0, dog=1) / "cat" / "grey.png")
+    messages = {p.file.name: p.message for p in inspect(tmp_path, check_pictures=True).problems}
+    assert messages["0.jpg"].startswith("unusable picture: not a picture but text")
+    assert not messages.get("grey.png", "").startswith("unusable")
+
+
+def test_imbalance() -> None:
+    counts = {"a": {"train": 90, "val": 6, "test": 4}, "b": {"train": 20, "val": 5, "test": 0}}
+    even = balance(counts)
+    assert even == Balance(2, 100, "a", 25, "b", 0.8)
+    assert even.ratio == 4
+    assert balance({}) is None
+
+
+def test_a_row_without_a_label_is_called_that(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.jpg").write_bytes(b"x")
+    (tmp_path / "t.csv").write_text("image,label\n0.jpg,cat\n1.jpg,\n")
+    with pytest.raises(DataError, match=r"t\.csv:3: picture without a label: 1\.jpg"):
+        read_corpus(tmp_path)
+
+
+def test_a_thousand_classes(tmp_path: Path) -> None:
+    rows = [
+        f"{label}/{n}.jpg,class {label},{split}" for label in range(1000) for n, split in enumerate(("train", "val"))
+    ]
+    table = tmp_path / "t.csv"
+    table.write_text("\n".join(["image,label,split", *rows]))
+    corpus = read_corpus(table, pictures=False)
+    assert len(corpus.labels) == 1000
+    assert len(corpus.split("val")) == 1000
+    assert not oddities(corpus.samples)
+
+
+# Trees like ImageNet's --------------------------------------------------------------------------------------------
+
+
+def test_validation_pictures_whose_classes_are_listed(tmp_path: Path) -> None:
+    classes(tmp_path, train__n01__images=2, train__n02__images=2, val__images=3, test__images=2)
+    (tmp_path / "train" / "n01" / "n01_boxes.txt").write_text("0.JPEG\t0\t0\t63\t63\n")
+    (tmp_path / "val" / "val_annotations.txt").write_text("0.jpg\tn02\t0\t32\t44\t62\n1.jpg\tn01\n")
+    corpus = read_corpus(tmp_path, skip_bad=True)
+    assert by_class(corpus) == {
+        "n01": {"train": 2, "val": 1, "test": 0},
+        "n02": {"train": 2, "val": 1, "test": 0},
+    }
+    assert {s.label for s in corpus.split("val") if s.image.name == "0.jpg"} == {"n02"}
+    assert "2 pictures in test have no label and are left out" in corpus.source
+    assert [p.message for p in corpus.problems] == ["picture without a label: val_annotations.txt does not name it"]
+
+
+def test_a_list_of_classes_with_mistakes(tmp_path: Path) -> None:
+    classes(tmp_path, train__n01=1, val__images=1)
+    (tmp_path / "val" / "val_annotations.txt").write_text("0.jpg\tn01\n9.jpg\tn01\n0.jpg n01\n0.jpg\tn02\n")
+    with pytest.raises(DataError) as error:
+        read_corpus(tmp_path)
+    for words in (":2: no such picture: images/9.jpg", ":3: malformed line", ":4: two labels"):
+        assert words.replace("images/", "") in str(error.value).replace("images/", ""), words
+
+
+# CIFAR-10 ---------------------------------------------------------------------------------------------------------
+
+
+def cifar(folder: Path, **files: list[int]) -> np.ndarray:
+    """Files of pictures with the given classes; returns the pixels (pictures, height, width, 3) of the last file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    pixels = np.zeros(0)
+    for name, labels in files.items():
+        pixels = rng.integers(0, 256, (len(labels), 32, 32, 3), np.uint8)
+        planes = pixels.transpose(0, 3, 1, 2).reshape(len(labels), -1)
+        rows = np.concatenate([np.array(labels, np.uint8)[:, None], planes], 1)
+        (folder / f"{name}.bin").write_bytes(rows.tobytes())
+    return pixels
+
+
+@pytest.mark.parametrize("inner", ["", "cifar-10-batches-bin"])
+def test_cifar(tmp_path: Path, cache: Path, inner: str) -> None:
+    pixels = cifar(tmp_path / inner, data_batch_1=[3] * 20, data_batch_2=[9] * 20, test_batch=[0, 3, 9])
+    assert detect(tmp_path) == "cifar10"
+    corpus = read_corpus(tmp_path)
+    assert by_class(corpus)["cat"] == {"train": 18, "val": 2, "test": 1}
+    assert corpus.labels == ("airplane", "cat", "truck")
+    samples = {sample.id: sample for sample in corpus.samples}
+    last = samples["test_batch/00002"]
+    assert (last.label, last.split) == ("truck", "test")
+    assert (np.asarray(open_picture(last.image)) == pixels[2]).all()
+    assert cache in last.image.parents
+    stamp = last.image.stat().st_mtime_ns
+    assert [s.id for s in read_corpus(tmp_path).samples] == [s.id for s in corpus.samples]
+    assert last.image.stat().st_mtime_ns == stamp  # not written twice
+    assert [path.name for path in cache.iterdir()] == [last.image.parent.parent.name]
+
+
+def test_cifar_names_its_classes(tmp_path: Path) -> None:
+    cifar(tmp_path, data_batch_1=[1, 0, 1, 0])
+    (tmp_path / "batches.meta.txt").write_text("\n".join(f"thing {n}" for n in range(10)) + "\n\n")
+    assert read_corpus(tmp_path).labels == ("thing 0", "thing 1")
+    (tmp_path / "batches.meta.txt").write_text("one\ntwo\n")
+    with pytest.raises(DataError, match=r"names 2 classes"):
+        read_corpus(tmp_path)
+
+
+def test_cifar_that_is_damaged(tmp_path: Path) -> None:
+    cifar(tmp_path, data_batch_1=[1, 2, 77, 3])
+    file = tmp_path / "data_batch_1.bin"
+    file.write_bytes(file.read_bytes()[:-100])
+    (tmp_path / "data_batch_2.bin").write_bytes(b"")
+    with pytest.raises(DataError) as error:
+        read_corpus(tmp_path)
+    for words in (
+        f"cut short: 3 pictures of {_RECORD} bytes, and {_RECORD - 100} bytes more",
+        "unknown class: picture 2 is of class 77, of 10",
+        "data_batch_2.bin: cut short: 0 pictures",
+    ):
+        assert words in str(error.value)
+    corpus = read_corpus(tmp_path, skip_bad=True)
+    assert sorted(s.label or "" for s in corpus.samples) == [NAMES[1], NAMES[2]]
+
+
+def test_cifar_where_there_is_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cifar(tmp_path / "data", data_batch_1=[1, 2])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CUTLINE_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="cannot write CIFAR-10's pictures"):
+        read_corpus(tmp_path / "data")
+
+
+# The real ones ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.data
+def test_real_classes(real_data: Path) -> None:
+    corpus = read_corpus(real_data / "tinyimagenet30", val_share=0.2, test_share=0)
+    assert len(corpus.labels) == 30
+    assert all(each == {"train": 360, "val": 90, "test": 0} for each in by_class(corpus).values())
+    flowers = inspect(real_data / "flowers")
+    assert flowers.balance
+    assert flowers.balance.classes == 5
+    twice = [p.message for p in flowers.problems if "different labels" in p.message]
+    assert len(twice) == 2
+    assert "rose/15922772266_1167a06620.jpg (rose), tulip/15922772266_1167a06620.jpg (tulip)" in twice[0]
