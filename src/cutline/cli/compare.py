@@ -32,7 +32,7 @@ class Compare:
     Runs that differ in nothing but their seed are also shown together, with their mean and how far it can be trusted.
     """
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: tyro.conf.Positional[tuple[Path, ...]] = (Path("runs"),)
     """Run folders, or folders of them."""
     no_time: bool = False
     """Measure no time, which takes a second or two for each run."""
