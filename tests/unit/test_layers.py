@@ -24,7 +24,7 @@ TORCH_FREE = [
     *("config.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
     *("predict.py", "writers.py"),
     *(f"cli/{verb}.py" for verb in ("__init__", "caption", "score", "data", "doctor", "completion")),
-    *(f"cli/{verb}.py" for verb in ("runs", "watch", "telling")),
+    *(f"cli/{verb}.py" for verb in ("runs", "watch", "telling", "compare")),
     *(f"engine/{part}.py" for part in ("__init__", "checkpoint", "folder", "journal", "lines", "runs", "tidy")),
     *(f"engine/{part}.py" for part in ("alerts", "machine", "watch")),
 ]

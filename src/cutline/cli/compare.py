@@ -146,7 +146,7 @@ def _state(run: Any) -> dict[str, Any]:
 
 def _time(bundle: Path, settings: Any) -> Timing | None:
     """Of one picture at a time from the run's own validation, already decoded; None where those are not to be had."""
-    from cutline import load
+    import cutline
     from cutline.data.images import open_picture
     from cutline.data.sources import read
     from cutline.evaluation.cost import time_per_picture
@@ -154,7 +154,7 @@ def _time(bundle: Path, settings: Any) -> Timing | None:
     try:
         samples = read(settings, quiet=True).split("val")[:_PICTURES]
         pictures = [open_picture(sample.image) for sample in samples]
-        model = load(bundle)
+        model = cutline.load(bundle)
     except CutlineError:
         return None
     use = getattr(model, "classify", None) or model.caption
