@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,7 @@ def test_mistakes_get_an_answer_and_no_traceback(folder: Path) -> None:
 
 def test_formats_and_help() -> None:
     listed = cutline("formats").stdout
-    for name in ("flickr8k", "coco", "karpathy", "csv", "jsonl", "folder", "classes"):
+    for name in ("flickr8k", "coco", "karpathy", "csv", "jsonl", "cifar10", "folder", "classes"):
         assert f"\n{name} " in f"\n{listed}"
     assert "inspect" in cutline("--help").stdout
     assert "--check-pictures" in cutline("inspect", "--help").stdout
@@ -107,3 +108,22 @@ def test_inspecting_needs_no_torch(folder: Path) -> None:
     code = "import sys; from cutline.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     command = [sys.executable, "-c", code, "data", "inspect", str(folder), "--check-pictures"]
     assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
+
+
+def test_inspect_shows_how_uneven_classes_are(tmp_path: Path) -> None:
+    for label, count in [("common", 60), ("rare", 4), *((f"c{number:02}", 20) for number in range(30))]:
+        folder = tmp_path / label
+        folder.mkdir()
+        for number in range(count):
+            (folder / f"{number}.png").write_bytes(f"{label} {number}".encode())
+    done = cutline("inspect", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^common +60 +48 +6 +6 +▇{20}$", done.stdout, re.MULTILINE)
+    assert re.search(r"^rare +4 ", done.stdout, re.MULTILINE)
+    assert not re.search(r"^c15 ", done.stdout, re.MULTILINE)  # neither among the commonest nor among the rarest
+    assert "32 classes of 4 to 60 pictures (15 to 1); always guessing 'common' would be right 9.0 times" in done.stdout
+    assert "classes.balance" in done.stdout
+    assert re.search(r"^c15 ", cutline("inspect", str(tmp_path), "--all").stdout, re.MULTILINE)
+    found = json.loads(cutline("inspect", str(tmp_path), "--json").stdout)
+    assert found["labels"]["rare"]["train"] >= 1
+    assert found["balance"]["most"] == 60

@@ -107,7 +107,11 @@ def test_a_thousand_classes() -> None:
 
 def test_reliability_adds_up() -> None:
     logits, labels = drawn()
-    found = score_classes(softmax(logits), labels, [str(k) for k in range(12)]).reliability
+    chances = softmax(logits)
+    found = score_classes(chances, labels, [str(k) for k in range(12)]).reliability
+    sure, right = chances.max(1), chances.argmax(1) == labels
+    off = [abs((sure - right)[np.floor(15 * sure).clip(0, 14) == k].sum()) for k in range(15)]
+    assert found.ece == pytest.approx(100 * sum(off) / len(labels))
     assert found.count.sum() == len(labels)
     there = found.count > 0
     assert np.nansum(found.accuracy * found.count) == pytest.approx((logits.argmax(1) == labels).sum())
