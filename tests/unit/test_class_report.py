@@ -158,6 +158,9 @@ def test_the_map_has_every_picture_in_its_classs_colour() -> None:
     assert len(set(re.findall(r'fill="(hsl[^"]*)"', drawn))) == 2
     places = re.findall(r'cx="([^"]*)" cy="([^"]*)"', drawn)
     assert len(set(places)) == 4
+    assert texts(drawn, "text") == ["a"]  # the other name would lie over it
+    apart = scatter("A map", np.array([[0.0, 0], [1, 1]]), ["a", "b"], ["1", "2"])
+    assert texts(apart, "text") == ["a", "b"]
 
 
 def test_a_sheet_is_each_square_over_its_own_range() -> None:
@@ -206,6 +209,7 @@ def test_heat_lies_where_the_reason_is(tmp_path: Path) -> None:
     with torch.no_grad():
         model.head.weight.zero_()
         model.head.weight[1, strongest] = 1
+        model.head.weight[0, strongest] = -1
     inside = Inside(model, model.encoder.transform)
     (heat,) = inside.heats([tmp_path / "half.png"], [1])
     assert heat is not None
@@ -217,6 +221,15 @@ def test_heat_lies_where_the_reason_is(tmp_path: Path) -> None:
     assert against is not None
     assert not against.any()  # nothing speaks for the other class
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_heat_is_of_a_grid_fine_enough_to_point(pictures: list[Path]) -> None:
+    model = Small(3)
+    model.encoder = build_encoder(EncoderConfig(), PicturesConfig(size=24))
+    assert model.encoder.grid_side == 2
+    (heat,) = Inside(model, model.encoder.transform).heats(pictures[:1], [0])
+    assert heat is not None
+    assert heat.shape == (4, 4)
 
 
 def test_a_frozen_encoder_can_be_asked_as_well(pictures: list[Path]) -> None:

@@ -223,7 +223,7 @@ def cifar(folder: Path, **files: list[int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("inner", ["", "cifar-10-batches-bin"])
-def test_cifar(tmp_path: Path, cache: Path, inner: str) -> None:
+def test_cifar(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, inner: str) -> None:
     pixels = cifar(tmp_path / inner, data_batch_1=[3] * 20, data_batch_2=[9] * 20, test_batch=[0, 3, 9])
     assert detect(tmp_path) == "cifar10"
     corpus = read_corpus(tmp_path)
@@ -234,9 +234,8 @@ def test_cifar(tmp_path: Path, cache: Path, inner: str) -> None:
     assert (last.label, last.split) == ("truck", "test")
     assert (np.asarray(open_picture(last.image)) == pixels[2]).all()
     assert cache in last.image.parents
-    stamp = last.image.stat().st_mtime_ns
+    monkeypatch.delattr(Image.Image, "save")  # nothing is written twice
     assert [s.id for s in read_corpus(tmp_path).samples] == [s.id for s in corpus.samples]
-    assert last.image.stat().st_mtime_ns == stamp  # not written twice
     assert [path.name for path in cache.iterdir()] == [last.image.parent.parent.name]
 
 

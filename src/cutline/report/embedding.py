@@ -19,10 +19,10 @@ def pca(features: NDArray[np.floating], wanted: int) -> NDArray[np.float64]:
     return np.asarray((left * strengths * signs)[:, :wanted])
 
 
-def tsne(features: NDArray[np.floating], seed: int = 0) -> NDArray[np.float64]:
+def tsne(features: NDArray[np.floating]) -> NDArray[np.float64]:
     """(N,P) to (N,2) in which neighbours stay neighbours; distances between groups mean nothing."""
     manifold = require("sklearn.manifold", "train", "the map of pictures")
     few = min(30.0, (len(features) - 1) / 3)
     start = pca(features, _KEPT)
-    found = manifold.TSNE(2, perplexity=few, init="pca", random_state=seed).fit_transform(start)
+    found = manifold.TSNE(2, perplexity=few, init="pca", random_state=0).fit_transform(start)
     return np.asarray(found, np.float64)
