@@ -152,9 +152,9 @@ def test_the_matrix_tells_each_cell() -> None:
 
 
 def test_the_map_has_every_picture_in_its_classs_colour() -> None:
-    points = np.array([[0.0, 0], [1, 1], [0, 1], [1, 0]])
-    drawn = scatter("A map", points, ["a", "b", "a", "b"], ["1", "2", "3", "4"])
-    assert texts(drawn, "title") == ["1", "3", "2", "4"]
+    points = np.array([[0.0, 0], [1, 0], [0, 1], [1, 1]])
+    drawn = scatter("A map", points, ["b", "a", "a", "b"], ["1", "2", "3", "4"])
+    assert texts(drawn, "title") == ["2", "3", "1", "4"]
     assert len(set(re.findall(r'fill="(hsl[^"]*)"', drawn))) == 2
     places = re.findall(r'cx="([^"]*)" cy="([^"]*)"', drawn)
     assert len(set(places)) == 4
