@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cutline.config import from_dict
 from cutline.data.cifar import NAMES
 from cutline.data.corpus import Corpus
 from cutline.data.images import open_picture
 from cutline.data.inspect import inspect
-from cutline.data.labels import Balance, balance, count_labels, oddities
+from cutline.data.labels import Balance, balance, count_labels, evenly, oddities
 from cutline.data.readers import detect, read_corpus
+from cutline.data.sources import read
 from cutline.errors import DataError
 
 _RECORD = 3073
@@ -158,6 +160,21 @@ def test_imbalance() -> None:
     assert even == Balance(2, 100, "a", 25, "b", 0.8)
     assert even.ratio == 4
     assert balance({}) is None
+
+
+def test_a_few_of_many_are_of_all_classes(tmp_path: Path) -> None:
+    config = from_dict({"data": {"path": str(classes(tmp_path, cat=30, dog=30, cow=30)), "limit": 6}})
+    corpus = read(config, quiet=True)
+    assert Counter(s.label for s in corpus.split("train")) == {"cat": 2, "dog": 2, "cow": 2}
+    assert len(corpus.split("val")) == 9
+    samples = corpus.samples
+    assert evenly(samples, 1000) is samples
+    assert len({s.id for s in evenly(samples, 7)}) == 7
+
+
+def test_odd_classes_are_told_to_whoever_trains(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    read(from_dict({"data": {"path": str(classes(tmp_path, cat=5, dog=1))}}))
+    assert "class with one picture: nothing is left to judge 'dog' by" in capfd.readouterr().err
 
 
 def test_a_row_without_a_label_is_called_that(tmp_path: Path) -> None:

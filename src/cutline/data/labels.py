@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cutline.data.corpus import SPLITS, Problem, Sample
@@ -42,6 +42,11 @@ def balance(counts: dict[str, dict[str, int]]) -> Balance | None:
     commonest, rarest = next(iter(totals)), next(reversed(totals))
     share = totals[commonest] / sum(totals.values())
     return Balance(len(totals), totals[commonest], commonest, totals[rarest], rarest, share)
+
+
+def evenly(samples: Sequence[Sample], most: int) -> Sequence[Sample]:
+    """At most so many of them, from all along their order: the first ones of a folder of classes are of one class."""
+    return [samples[place * len(samples) // most] for place in range(most)] if len(samples) > most else samples
 
 
 def oddities(samples: Iterable[Sample]) -> list[Problem]:

@@ -12,7 +12,7 @@ from cutline.data.corpus import Corpus
 from cutline.data.draft import summary
 from cutline.data.files import cache_folder
 from cutline.data.grammar import LANGUAGES
-from cutline.data.labels import oddities
+from cutline.data.labels import evenly, oddities
 from cutline.data.readers import read_corpus
 
 _LISTED = 5
@@ -39,7 +39,8 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
         say(summary("classes", odd, _LISTED), quiet=quiet)
     if not data.limit:
         return corpus
-    chosen = {sample.id for sample in corpus.split("train")[: data.limit]}
+    training = corpus.split("train")
+    chosen = {s.id for s in (training[: data.limit] if corpus.languages else evenly(training, data.limit))}
     return replace(corpus, samples=tuple(s for s in corpus.samples if s.split != "train" or s.id in chosen))
 
 
