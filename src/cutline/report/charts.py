@@ -11,7 +11,7 @@ from cutline.report.html import Html, join, tag
 Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 420, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 10, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 14, 10, 42
 """Room for the axes; their text is of 13 units, so that it can still be read on a phone."""
 _MOST = 240
 """Points in a line; of more, neighbours are averaged."""
