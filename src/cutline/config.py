@@ -185,6 +185,8 @@ class SearchConfig:
     """Exponent of the length that a score is divided by: 0 favours short captions, 1 the mean per token."""
     no_repeat: int = 0
     """Never write the same run of this many tokens twice (0: allowed)."""
+    say_once: bool = False
+    """Never say a word of content twice in a caption."""
     groups: int = 3
     """Groups of beams (diverse)."""
     diversity: float = 0.5

@@ -110,8 +110,9 @@ def check_bundle(captioner: Captioner, bundle: Path, pictures: Sequence[Picture]
             part = pictures[first : first + batch]
             pixels = torch.from_numpy(np.stack([ours.pixels(picture) for picture in part]))
             expected = search(
-                step, (pixels.permute(0, 3, 1, 2),), words.begin(lang), words.end, words.forbidden, ours.settings
-            )
+                step, (pixels.permute(0, 3, 1, 2),), words.begin(lang), words.end, words.forbidden, ours.settings,
+                words.content,
+            )  # fmt: skip
             captions = ours.caption(part, batch=batch, lang=lang)
             same += sum(words.decode(best[0].tokens) == found.text for best, found in zip(expected, captions))
             total += len(part)

@@ -270,7 +270,8 @@ class Captioner:
     def _write(self, pixels: Array, plan: _Plan) -> list[Caption]:
         words, captions = self.words, []
         begin = words.begin(plan.lang)
-        for hypotheses in search(self._model, pixels, begin, words.end, words.forbidden, plan.settings):
+        found = search(self._model, pixels, begin, words.end, words.forbidden, plan.settings, words.content)
+        for hypotheses in found:
             best, *others = (self._read(hypothesis, plan) for hypothesis in hypotheses)
             captions.append(dataclasses.replace(best, alternatives=tuple(others)))
         return captions

@@ -64,17 +64,19 @@ def search(
     end: int,
     forbidden: Sequence[int],
     settings: SearchConfig,
+    content: Sequence[int] = (),
 ) -> list[list[Hypothesis]]:
     """`settings.num` captions of each picture, best first; fewer only where the model can write no more, never none.
 
     `pictures` is whatever the model understands: an array with a row for each, or a tuple of such arrays. A picture's
-    captions do not depend on those beside it. What the model can neither end nor continue stops where it stands.
+    captions do not depend on those beside it. `content` are the tokens that `settings.say_once` is about. What the
+    model can neither end nor continue stops where it stands.
     """
     check(settings)
     count = len(pictures[0] if isinstance(pictures, tuple) else pictures)
     if count == 0:
         return []
-    beams = _Beams(count, end, forbidden, settings)
+    beams = _Beams(count, end, forbidden, settings, content)
     tokens = np.full((count, 1), begin, np.int64)
     state = model.start(pictures)
     while True:
@@ -112,8 +114,11 @@ def check(settings: SearchConfig) -> None:
 class _Beams:
     """The running beams of all pictures, the captions they have finished, and how they came about."""
 
-    def __init__(self, count: int, end: int, forbidden: Sequence[int], settings: SearchConfig) -> None:
+    def __init__(
+        self, count: int, end: int, forbidden: Sequence[int], settings: SearchConfig, content: Sequence[int]
+    ) -> None:
         self.end, self.settings = end, settings
+        self.once = np.asarray(sorted(set(content)) if settings.say_once else [], np.int64)
         self.forbidden = np.asarray(sorted(set(forbidden)), np.int64)
         shapes = {
             "greedy": (1, 1),
@@ -158,7 +163,7 @@ class _Beams:
             parts.append(part)
         self.scores, rows, tokens = (np.concatenate(part, axis=1) for part in zip(*parts))
         self.trail.append(_Step(tokens, rows, attention))
-        if self.settings.no_repeat:
+        if self.settings.no_repeat or len(self.once):
             kept = np.take_along_axis(self.written, rows[:, :, None], axis=1)
             self.written = np.concatenate([kept, tokens[:, :, None]], axis=2)
         return rows, tokens
@@ -184,6 +189,9 @@ class _Beams:
             totals[:, :, self.end] = ends
         elif 0 < self.settings.no_repeat <= step:
             self._forbid_repeats(totals)
+        if len(self.once):
+            pictures, rows, places = np.nonzero(np.isin(self.written, self.once))
+            totals[pictures, rows, self.written[pictures, rows, places]] = -np.inf
         return totals
 
     def _forbid_repeats(self, totals: Floats) -> None:

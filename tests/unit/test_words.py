@@ -285,3 +285,9 @@ def test_reading_captions_needs_the_standard_library_alone(kind: str, tmp_path: 
     done = subprocess.run([sys.executable, "-c", program, tmp_path / "words.json"], capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()
     assert done.stdout.decode() == words.decode(ids)
+
+
+def test_words_of_content_are_told_from_those_that_hold_a_sentence_together() -> None:
+    texts = {"en": ["A dog and a cat in the snow , 2 of them"], "de": ["Ein Hund und eine Katze im Schnee"]}
+    words = Words.learn(texts, WordsConfig(min_count=1))
+    assert {words.pieces[i] for i in words.content} == {"dog", "cat", "snow", "hund", "katze", "schnee"}

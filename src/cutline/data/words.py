@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cutline.config import WordsConfig
+from cutline.data.content import is_content
 from cutline.errors import ConfigError, DataError, ModelError, require
 
 FORMAT = "cutline words 1"
@@ -115,6 +116,11 @@ class Words:
     def forbidden(self) -> tuple[int, ...]:
         """What is never written: padding, the unknown, and every begin token."""
         return (PAD, UNK, *range(len(_SPECIAL), self._first))
+
+    @cached_property
+    def content(self) -> tuple[int, ...]:
+        """What a caption should say once: words of content, as far as they are single pieces."""
+        return tuple(i for i, word in whole_words(self.pieces).items() if is_content(word.lower()))
 
     def decode(self, ids: Sequence[int]) -> str:
         if self.kind == "bpe":

@@ -134,7 +134,7 @@ class CaptioningTask:
         for begin in torch.unique(begins).tolist():
             chosen = (begins == begin).nonzero()[:, 0]
             inputs = tuple(part[chosen] for part in features)
-            hypotheses = search(step, inputs, begin, self.words.end, self.words.forbidden, settings)
+            hypotheses = search(step, inputs, begin, self.words.end, self.words.forbidden, settings, self.words.content)
             for picture, group in zip(chosen.tolist(), hypotheses, strict=True):
                 # One that has come to its greatest length has not come to its end.
                 ends = [[self.words.end] if len(each.tokens) < settings.max_length else [] for each in group]
@@ -196,7 +196,8 @@ class CaptioningTask:
             if unreadable is not None:
                 unreadable.update({self.samples[part[at]].id: why for at, why in reasons.items()})
             if kept:
-                begin, end = self.words.begin(lang), self.words.end
+                words = self.words
+                begin, end = words.begin(lang), words.end
                 pictures = move(inputs, device)
-                found = search(step, pictures, begin, end, self.words.forbidden, self.config.search)
+                found = search(step, pictures, begin, end, words.forbidden, self.config.search, words.content)
                 yield part[kept].tolist(), found

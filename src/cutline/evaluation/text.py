@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from cutline import __version__
+from cutline.data.content import repeats
 from cutline.errors import DataError
 from cutline.evaluation import ngrams
-from cutline.evaluation.repeats import repeats
 from cutline.evaluation.tokens import tokenize
 
 

@@ -1,4 +1,7 @@
-"""Saying the same thing twice: the commonest fault of small captioners that the usual scores hardly notice."""
+"""Words of content, which a caption should say once: "a man with a man" is the commonest fault of small captioners.
+
+The usual scores hardly notice it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,12 @@ que quien cuyo su sus él ella ellos ellas se dos tres otro otra otros otras mie
 _FUNCTION = frozenset(_WORDS.split())
 
 
+def is_content(word: str) -> bool:
+    """Whether a word, in lower case, stands for something, rather than for how things stand to each other."""
+    return word not in _FUNCTION and any(map(str.isalpha, word))
+
+
 def repeats(words: Sequence[str]) -> bool:
     """Whether a caption says a word of content twice."""
-    content = [word for word in words if word not in _FUNCTION and any(map(str.isalpha, word))]
+    content = [word for word in words if is_content(word)]
     return len(set(content)) < len(content)
