@@ -16,7 +16,7 @@ from cutline.errors import ConfigError, nearest, require
 @dataclass(frozen=True)
 class DataConfig:
     path: str = "scenes"
-    """A folder or file of captioned pictures, or "scenes" for the pictures that Cutline draws itself."""
+    """A folder or file of pictures with captions or labels, or "scenes" for those that Cutline draws itself."""
     format: str = "auto"
     """How to read it: a reader's name (`cutline data formats`), or "auto" to look."""
     languages: tuple[str, ...] = ()
@@ -47,6 +47,14 @@ class PicturesConfig:
     """Mirror at random, exchanging left and right in the words where the language is known."""
     augment_colour: float = 0.0
     """Strength of random changes of brightness, contrast and colour (0: none)."""
+    augment_rand: int = 0
+    """RandAugment: two changes drawn from fourteen, this strong of 30 (0: none)."""
+    augment_erase: float = 0.0
+    """Share of the pictures that lose a rectangle at random."""
+    augment_mixup: float = 0.0
+    """Blend each picture and its label with another's, by a share drawn from Beta(a, a) of this a (0: never)."""
+    augment_cutmix: float = 0.0
+    """Likewise, but a rectangle of the one picture in the other; where both are on, each is drawn half of the time."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class EncoderConfig:
     ("all" for "small" and for random weights, else "nothing")."""
     rate: float = 0.0
     """The encoder's own learning rate (0: the run's)."""
+    decay: float = 1.0
+    """Each stage nearer to the picture learns at this share of the next one's rate (1: all at the same)."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,20 @@ class DecoderConfig:
     """Share of the values left out at random while learning."""
     tie: bool = True
     """Share the word vectors between input and output."""
+
+
+@dataclass(frozen=True)
+class ClassesConfig:
+    head: Literal["linear", "mlp"] = "linear"
+    """What makes classes of the encoder's pooled features: one layer, or two with a nonlinearity between."""
+    hidden: int = 512
+    """Width between the two (head "mlp")."""
+    dropout: float = 0.0
+    """Share of the features left out at random while learning."""
+    balance: Literal["none", "weights", "sampling"] = "none"
+    """For classes of unequal size: rare ones count for more, or are shown more often, so that all come to the same."""
+    weight: float = 1.0
+    """Of the loss of classes beside that of captions (task "both")."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +151,7 @@ class TrainingConfig:
     drop: float = 0.5
     """Factor of a drop of the rate (schedules "step" and "plateau")."""
     label_smoothing: float = 0.1
-    """Share of the wanted word's probability that is spread over all words."""
+    """Share of the wanted word's or class's probability that is spread over all."""
     attention_weight: float = 0.0
     """Weight of the penalty that makes a caption look at every region about equally often over its length."""
     scheduled_sampling: float = 0.0
@@ -142,8 +166,9 @@ class TrainingConfig:
     """Recompute instead of store: less memory, more time."""
     ema: float = 0.0
     """Decay of the moving average of the weights that is scored and exported (0: none)."""
-    metric: Literal["cider", "bleu4"] = "cider"
-    """Score of freely decoded validation captions that picks the best weights."""
+    metric: Literal["auto", "cider", "bleu4", "accuracy", "macro_f1"] = "auto"
+    """Validation score that picks the best weights: of freely decoded captions, or of classes ("auto": cider for
+    captions, accuracy for classes)."""
     choose_search: bool = False
     """In the end try beams and length penalties on the validation pictures, and ship the best."""
     patience: int = 0
@@ -231,6 +256,8 @@ class HealthConfig:
 class Config:
     name: str = "captioner"
     """Part of the run folder's name."""
+    task: Literal["captions", "classes", "both"] = "captions"
+    """What to learn of pictures: what to say of them, which class they are of, or both with one encoder."""
     seed: int = 0
     """Seed of every random choice: the same seed, data and machine give the same run."""
     output: str = "runs"
@@ -246,6 +273,7 @@ class Config:
     words: WordsConfig = field(default_factory=WordsConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    classes: ClassesConfig = field(default_factory=ClassesConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     stages: tuple[dict[str, Any], ...] = ()
@@ -258,12 +286,23 @@ class Config:
             return self
         return from_dict(self.stages[number], dataclasses.replace(self, stages=()))
 
+    @property
+    def metric(self) -> str:
+        """The validation score that picks the best weights."""
+        named = self.training.metric
+        return named if named != "auto" else "accuracy" if self.task == "classes" else "cider"
+
 
 STAGED = ("training", "pictures", "encoder")
 """Tables that a stage may change: the words, the decoder and the data are the same in all."""
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("data.val_share", "data.test_share", "pictures.augment_colour", "training.ema"), (0, 1)),
     **dict.fromkeys(("training.label_smoothing", "training.scheduled_sampling", "decoder.dropout"), (0, 1)),
+    **dict.fromkeys(("classes.dropout", "pictures.augment_erase"), (0, 1)),
+    **dict.fromkeys(("pictures.augment_mixup", "pictures.augment_cutmix", "classes.weight"), (0, math.inf)),
+    "pictures.augment_rand": (0, 30),
+    "classes.hidden": (1, math.inf),
+    "encoder.decay": (0.01, 1),
     **dict.fromkeys(("data.limit", "pictures.size", "decoder.embed", "encoder.rate", "threads"), (0, math.inf)),
     **dict.fromkeys(("training.rate", "training.weight_decay", "training.warmup", "training.clip"), (0, math.inf)),
     **dict.fromkeys(("training.patience", "training.save_steps", "training.validate_limit"), (0, math.inf)),
@@ -300,6 +339,7 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
     """`base` with the given values in place of its own; unknown keys and wrong kinds are refused."""
     config = _merge(base or Config(), tables, "")
     assert isinstance(config, Config)
+    _agree(config)
     for number, stage in enumerate(config.stages):
         if odd := [key for key in stage if key not in STAGED]:
             raise ConfigError(f"stage {number + 1} changes '{odd[0]}'", expected=", ".join(STAGED))
@@ -308,6 +348,19 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
         except ConfigError as error:
             raise ConfigError(f"stage {number + 1}: {error.what}", expected=error.expected) from None
     return config
+
+
+def _agree(config: Config) -> None:
+    """Refuse settings that have no meaning beside each other."""
+    pictures, own = config.pictures, {"captions": ("cider", "bleu4"), "classes": ("accuracy", "macro_f1")}
+    scores = own.get(config.task, (*own["captions"], *own["classes"]))
+    if config.metric not in scores:
+        raise ConfigError(f"the metric is '{config.metric}', the task '{config.task}'", expected=", ".join(scores))
+    if config.task != "classes" and (pictures.augment_mixup or pictures.augment_cutmix):
+        raise ConfigError(
+            f"mixup and cutmix make one picture of two, and the task '{config.task}' has no caption for that",
+            expected='task = "classes", or augment_mixup = 0 and augment_cutmix = 0',
+        )
 
 
 def load(path: Path, base: Config | None = None) -> Config:
