@@ -92,7 +92,7 @@ def test_when_nothing_helps_it_ends_with_what_to_do(tmp_path: Path, scenes_folde
 def test_pictures_that_vanish_during_the_run_are_left_out_and_listed(tmp_path: Path, scenes_folder: Path) -> None:
     """Two to learn from and one to validate on, in a run that does not keep decoded pictures in memory."""
     data = shutil.copytree(scenes_folder, tmp_path / "scenes")
-    start = Start(tmp_path, SETTINGS, data, fault="from cutline.engine import batches\nbatches.CACHE_BYTES = 0\n")
+    start = Start(tmp_path, SETTINGS, data, fault="from cutline.engine import sources\nsources.CACHE_BYTES = 0\n")
     start.until_step(5)
     corpus = read_corpus(data)
     gone = [*corpus.split("train")[:2], corpus.split("val")[0]]

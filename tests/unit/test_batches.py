@@ -15,7 +15,8 @@ from cutline.config import PicturesConfig, WordsConfig
 from cutline.data.corpus import Sample
 from cutline.data.images import Transform
 from cutline.data.words import Words
-from cutline.engine.batches import Batch, Batches, Captions, PictureSource, pad
+from cutline.engine.batches import Batch, Batches, Captions, pad
+from cutline.engine.sources import PictureSource
 
 COUNT, SIDE = 7, 16
 PLAIN = PicturesConfig()

@@ -167,7 +167,7 @@ def test_a_task_learns_from_its_own_captions(candidates: str, scenes_folder: Pat
             return critic(pictures, tokens)
 
     task.critic = Listening()  # type: ignore[assignment]
-    loss, told = task.loss(batch, 1.0, batch.words, 0.0)
+    loss, told = task.loss(batch, 1.0, batch.amount, 0.0)
     loss.backward()
     (tokens,) = drawn
     assert tokens.shape[:2] == (8, 4)
@@ -179,5 +179,5 @@ def test_a_task_learns_from_its_own_captions(candidates: str, scenes_folder: Pat
         assert len(end) == 1 or len(row) == 10
         assert not len(end) or (row[int(end[0]) + 1 :] == 0).all()
     assert len({tuple(row) for row in tokens[0].tolist()}) > 1
-    assert told == -batch.words
+    assert told == -batch.amount
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.encoder.parameters())

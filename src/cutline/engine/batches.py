@@ -1,39 +1,36 @@
-"""From samples to batches: which pictures and captions a step learns from, as a function of seed and step alone."""
+"""From samples to batches: what a step learns from, as a function of seed and step alone."""
 
 from __future__ import annotations
 
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils.data import DataLoader, Dataset
 
 from cutline.config import PicturesConfig
 from cutline.data import mirror, order
 from cutline.data.corpus import Sample
-from cutline.data.images import Transform
 from cutline.data.words import Words
-from cutline.errors import DataError
-from cutline.features import FeatureStore
+from cutline.engine.augment import augments, mix
+from cutline.engine.sources import Inputs, Source, load_readable, move
+from cutline.evaluation.classes import UNKNOWN
 
-CACHE_BYTES = 2**31
-"""Pictures are kept decoded in memory when all of them together take no more than this."""
 DEATHS = 5
 """Deaths of reading processes in an epoch before the training process reads for itself."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B pictures, as pixels or as stored features, each with N captions.
+    """B pictures, as pixels or as stored features, each with N captions, a class, or both.
 
     `tokens` (B, N, T+1) begin with a language's begin token; a shorter caption ends in padding, and a picture with
-    fewer than N captions has rows of nothing but padding.
+    fewer than N captions has rows of nothing but padding. Where there are only classes to learn, N is 0.
     """
 
     inputs: Inputs
@@ -42,139 +39,30 @@ class Batch:
     """(B,) their numbers among all pictures."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Pictures that were to be in it but cannot be read, and why."""
+    labels: Tensor | None = None
+    """(B, K) how much of each class a picture is: one of one, parts of two that were mixed, nothing if not known."""
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.pictures)
 
     @property
-    def words(self) -> int:
-        """Words to learn, end tokens included."""
-        return int((self.tokens[..., 1:] != 0).sum())
+    def amount(self) -> int:
+        """What there is to learn, as a loss counts it: words, end tokens included; or pictures."""
+        return int((self.tokens[..., 1:] != 0).sum()) if self.tokens.shape[1] else len(self)
 
     def parts(self, count: int) -> Iterator[Batch]:
         """The batch in up to `count` pieces, none of them empty."""
         size = max(1, -(-len(self) // count))
         for start in range(0, len(self), size):
             chosen = slice(start, start + size)
-            yield Batch(tuple(part[chosen] for part in self.inputs), self.tokens[chosen], self.pictures[chosen])
+            inputs = tuple(part[chosen] for part in self.inputs)
+            labels = None if self.labels is None else self.labels[chosen]
+            yield Batch(inputs, self.tokens[chosen], self.pictures[chosen], labels=labels)
 
     def to(self, device: torch.device) -> Batch:
-        return Batch(move(self.inputs, device), self.tokens.to(device, non_blocking=True), self.pictures)
-
-
-Inputs = tuple[Tensor, ...]
-"""(pictures uint8 (B,3,H,W),), or the features (grid (B,R,C), pooled (B,P)) that were made of them."""
-
-
-def move(inputs: Inputs, device: torch.device) -> Inputs:
-    return tuple(part.to(device, non_blocking=True) for part in inputs)
-
-
-class Source(Protocol):
-    """Where a batch's pictures come from; `draw` says which random changes to make to each, None for none."""
-
-    def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs: ...
-
-
-class UnreadableError(DataError):
-    """Some pictures of a batch cannot be read; the others can."""
-
-    def __init__(self, reasons: Mapping[int, str]) -> None:
-        super().__init__("\n".join(reasons.values()))
-        self.reasons = reasons
-        """By position in the batch."""
-
-
-def load_readable(
-    source: Source, indices: np.ndarray, draws: Sequence[np.random.Generator] | None
-) -> tuple[Inputs, list[int], Mapping[int, str]]:
-    """What can be loaded of these pictures, the positions of those, and of the others why not."""
-    try:
-        return source.load(indices, draws), list(range(len(indices))), {}
-    except UnreadableError as error:
-        kept = [position for position in range(len(indices)) if position not in error.reasons]
-        chosen = [draws[position] for position in kept] if draws else None
-        return (source.load(indices[kept], chosen) if kept else ()), kept, error.reasons
-
-
-def augments(config: PicturesConfig) -> bool:
-    """Whether pictures are changed at random."""
-    return config.augment_flip or config.augment_crop < 1 or config.augment_colour > 0
-
-
-class PictureSource:
-    """Decodes pictures, or keeps them decoded when they are few and small."""
-
-    def __init__(self, samples: Sequence[Sample], transform: Transform, config: PicturesConfig) -> None:
-        self.samples, self.transform, self.config = samples, transform, config
-        size = transform.size
-        self.cache: np.ndarray | None = None
-        if len(samples) * size * size * 3 <= CACHE_BYTES:
-            self.cache = np.zeros((len(samples), size, size, 3), np.uint8)
-        self.cached = np.zeros(len(samples), bool)
-
-    def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:
-        pictures = torch.from_numpy(self._decoded(indices)).permute(0, 3, 1, 2)
-        if draws is not None:
-            pictures = torch.stack([self._augment(p, draw) for p, draw in zip(pictures, draws, strict=True)])
-        return (pictures,)
-
-    def _decoded(self, indices: np.ndarray) -> np.ndarray:
-        if self.cache is None:
-            return np.stack(self._decode(indices))
-        places = np.flatnonzero(~self.cached[indices])
-        if len(places):
-            try:
-                self.cache[indices[places]] = self._decode(indices[places])
-            except UnreadableError as error:  # its positions are those among the missing
-                raise UnreadableError({int(places[at]): why for at, why in error.reasons.items()}) from None
-            self.cached[indices[places]] = True
-        chosen: np.ndarray = self.cache[indices]
-        return chosen
-
-    def _decode(self, indices: np.ndarray) -> list[np.ndarray]:
-        # Pillow lets other threads run while it decodes and resizes.
-        with ThreadPoolExecutor() as threads:
-            found = list(threads.map(self._try, indices))
-        if reasons := {at: each for at, each in enumerate(found) if isinstance(each, str)}:
-            raise UnreadableError(reasons)
-        return [each for each in found if not isinstance(each, str)]
-
-    def _try(self, index: int) -> np.ndarray | str:
-        try:
-            return self.transform.from_file(self.samples[index].image)
-        except (DataError, OSError) as error:
-            return str(error).splitlines()[0]
-
-    def _augment(self, picture: Tensor, draw: np.random.Generator) -> Tensor:
-        """One picture's random changes; `draw` has already said whether to mirror it."""
-        from torchvision.transforms.v2 import functional as change
-
-        side, config = self.transform.size, self.config
-        if config.augment_crop < 1:
-            share = draw.uniform(config.augment_crop, 1)
-            stretch = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3)))
-            height, width = (min(side, round(side * np.sqrt(share * f))) for f in (1 / stretch, stretch))
-            top, left = draw.integers(side - height + 1), draw.integers(side - width + 1)
-            picture = change.resized_crop(picture, int(top), int(left), height, width, [side, side], antialias=True)
-        if config.augment_colour:
-            low, high = 1 - config.augment_colour, 1 + config.augment_colour
-            picture = change.adjust_brightness(picture, draw.uniform(low, high))
-            picture = change.adjust_contrast(picture, draw.uniform(low, high))
-            picture = change.adjust_saturation(picture, draw.uniform(low, high))
-        return picture
-
-
-class FeatureSource:
-    """Reads stored features; they were made once, so there is nothing to change at random."""
-
-    def __init__(self, store: FeatureStore, samples: Sequence[Sample]) -> None:
-        self.store = store
-        self.rows = store.rows([sample.id for sample in samples])
-
-    def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:
-        grid, pooled = self.store[self.rows[indices]]
-        return torch.from_numpy(grid), torch.from_numpy(pooled)
+        tokens = self.tokens.to(device, non_blocking=True)
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(self, inputs=move(self.inputs, device), tokens=tokens, labels=labels)
 
 
 class Captions:
@@ -202,67 +90,120 @@ class Captions:
         return [int(laps[p // there][p % there]) for p in positions]
 
 
+class Labels:
+    """Which class each picture is of; and which pictures an epoch shows, where small classes come more often."""
+
+    def __init__(self, numbers: np.ndarray, classes: int, *, evenly: bool = False) -> None:
+        """`numbers` of the pictures' classes, UNKNOWN where a picture has none."""
+        self.numbers, self.classes = numbers, classes
+        self.groups = [np.flatnonzero(numbers == each) for each in np.unique(numbers)] if evenly else []
+
+    def targets(self, indices: np.ndarray) -> Tensor:
+        """(B, K)."""
+        numbers = torch.from_numpy(self.numbers[indices])
+        return one_hot(numbers.clamp(min=0), self.classes) * (numbers != UNKNOWN).float()[:, None]
+
+    def shown(self, seed: int, epoch: int) -> np.ndarray | None:
+        """As many pictures as there are, every class as often as any other, and each of a class before one again.
+
+        None where each picture is shown once. What no class is known of counts as one more.
+        """
+        if not self.groups:
+            return None
+        places = np.empty(len(self.numbers), np.int64)
+        for number, members in enumerate(self.groups):
+            turns = np.arange(number, len(places), len(self.groups))
+            positions = epoch * len(turns) + np.arange(len(turns))
+            for lap in np.unique(positions // len(members)):
+                chosen = positions // len(members) == lap
+                shuffled = order.stream(seed, 3, number, int(lap)).permutation(members)
+                places[turns[chosen]] = shuffled[positions[chosen] % len(members)]
+        return places
+
+
 class Batches(Dataset[Batch]):
     """The batches of one epoch, each a function of its position, so that training can begin at any of them."""
 
     def __init__(
         self,
         source: Source,
-        captions: Captions,
+        captions: Captions | None,
         pictures: PicturesConfig,
         *,
         names: Sequence[str],
         seed: int,
         batch: int,
-        rows: int,
+        rows: int = 1,
+        labels: Labels | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         """`batch` pictures in all, of which this rank of `world` has its share; `names` are the pictures'."""
-        self.source, self.captions, self.pictures, self.names = source, captions, pictures, names
-        self.seed, self.rows, self.epoch = seed, rows, 0
+        self.source, self.captions, self.labels, self.pictures = source, captions, labels, pictures
+        self.names, self.seed, self.rows = names, seed, rows
         self.rank, self.world = rank, world
         self.augment = augments(pictures)
-        self.batch, self.count = batch, len(captions.rows)
+        self.mixes = labels is not None and (pictures.augment_mixup > 0 or pictures.augment_cutmix > 0)
+        self.batch, self.count = batch, len(names)
         self.on_death: Callable[[str], None] = lambda why: None
         """Told when a process that reads pictures has died."""
+        self._begin(0)
+
+    def _begin(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.shown = self.labels.shown(self.seed, epoch) if self.labels else None
 
     def __len__(self) -> int:
         return order.batch_count(self.count, self.batch)
 
-    def indices(self, epoch: int, position: int) -> np.ndarray:
-        """Which pictures this rank learns from in a batch."""
-        rank, world = self.rank, self.world
-        return next(order.batches(self.seed, epoch, self.count, self.batch, start=position, rank=rank, world=world))
-
     def __getitem__(self, position: int) -> Batch:
-        indices = self.indices(self.epoch, position)
-        draws = [order.stream(self.seed, 2, self.epoch, int(i)) for i in indices] if self.augment else None
+        indices, draws = self._chosen(position)
         flips = np.zeros(len(indices), bool)
         if draws is not None and self.pictures.augment_flip:
-            flips = np.array([draw.random() < 0.5 for draw in draws])
+            flips = np.array([draw.random() < 0.5 for draw in draws], bool)
         inputs, kept, reasons = load_readable(self.source, indices, draws) if len(indices) else ((), [], {})
         unreadable = {self.names[indices[at]]: why for at, why in reasons.items()}
-        rows = []
-        for at, index in zip(kept, indices[kept], strict=True):
-            turned = self.captions.mirrored[index]
-            flips[at] &= bool(turned)
-            texts = turned if flips[at] else self.captions.rows[index]
-            rows.append([texts[k] for k in self.captions.choose(self.seed, self.epoch, int(index), self.rows)])
-        if not rows:
-            nothing = torch.zeros(0, 1, 2, dtype=torch.int64)
-            return Batch((), nothing, nothing[:, 0, 0], unreadable)
-        if flips[kept].any():
-            (pictures,), chosen = inputs, torch.from_numpy(flips[kept])
+        indices, flips = indices[kept], flips[kept]
+        tokens = self._tokens(indices, flips)
+        labels = self.labels.targets(indices) if self.labels else None
+        if flips.any():
+            (pictures,), chosen = inputs, torch.from_numpy(flips)
             pictures[chosen] = pictures[chosen].flip(-1)
-        return Batch(inputs, pad(rows), torch.from_numpy(indices[kept]), unreadable)
+        if self.mixes and draws is not None and labels is not None and kept:
+            pictures, labels = mix(inputs[0], labels, self.pictures, [draws[at] for at in kept])
+            inputs = (pictures,)
+        return Batch(inputs, tokens, torch.from_numpy(indices), unreadable, labels)
+
+    def _chosen(self, position: int) -> tuple[np.ndarray, list[np.random.Generator] | None]:
+        """Which pictures this rank learns from in a batch, and for each what to draw its random changes from."""
+        seed, epoch, rank, world = self.seed, self.epoch, self.rank, self.world
+        places = next(order.batches(seed, epoch, self.count, self.batch, start=position, rank=rank, world=world))
+        indices = places if self.shown is None else self.shown[places]
+        if not self.augment:
+            return indices, None
+        if self.shown is None:
+            return indices, [order.stream(seed, 2, epoch, int(index)) for index in indices]
+        # A picture that is shown several times in an epoch is another one each time.
+        return indices, [order.stream(seed, 2, epoch, int(i), int(at)) for i, at in zip(indices, places, strict=True)]
+
+    def _tokens(self, indices: np.ndarray, flips: np.ndarray) -> Tensor:
+        """(B, N, T+1) of these pictures' captions; unmarks in `flips` those that cannot be mirrored in words."""
+        if self.captions is None:
+            return torch.zeros(len(indices), 0, 2, dtype=torch.int64)
+        rows = []
+        for at, index in enumerate(indices.tolist()):
+            texts, turned = self.captions.rows[index], self.captions.mirrored[index]
+            flips[at] &= bool(turned) or not texts
+            texts = turned if flips[at] else texts
+            rows.append([texts[k] for k in self.captions.choose(self.seed, self.epoch, index, self.rows)])
+        return pad(rows)
 
     def iterate(self, epoch: int, start: int, workers: int) -> Iterator[Batch]:
         """The epoch's batches from position `start` on, read ahead by `workers` processes.
 
         When such a process dies, others take its place; when they die again and again, this process reads for itself.
         """
-        self.epoch = epoch
+        self._begin(epoch)
         position, deaths = start, 0
         while workers and deaths < DEATHS and position < len(self):
             positions = range(position, len(self))
@@ -301,7 +242,7 @@ def _say_nothing_of_children() -> None:
 
 def pad(rows: Sequence[Sequence[Sequence[int]]]) -> Tensor:
     """Ragged captions of pictures as one (B, N, T) tensor; padding is 0."""
-    count = max(1, max(len(captions) for captions in rows))
+    count = max((len(captions) for captions in rows), default=1) or 1
     longest = max(2, max((len(tokens) for captions in rows for tokens in captions), default=0))
     padded = np.zeros((len(rows), count, longest), np.int64)
     for b, captions in enumerate(rows):

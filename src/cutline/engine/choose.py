@@ -15,7 +15,7 @@ from cutline.config import Config, SearchConfig
 from cutline.console import progress
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
-from cutline.engine.batches import Inputs, PictureSource, load_readable
+from cutline.engine.sources import Inputs, PictureSource, load_readable
 from cutline.engine.task import CaptioningTask
 from cutline.models.captioner import Captioner
 
@@ -54,7 +54,7 @@ def choose_search(
         given = replace(config.search, method="beam", num=1)
         wide = best_of(replace(given, beam=beam) for beam in BEAMS)
         chosen = best_of(replace(wide, length_penalty=penalty) for penalty in PENALTIES)
-    told = {"chosen": asdict(chosen), "by": config.training.metric, "tried": [asdict(each) for each in tries]}
+    told = {"chosen": asdict(chosen), "by": config.metric, "tried": [asdict(each) for each in tries]}
     durable.write(run / FILE, json.dumps(told, indent=1).encode())
     return chosen
 
@@ -78,7 +78,7 @@ def _try(model: Captioner, words: Words, config: Config, encoded: Encoded) -> Tr
         for name, value in (("cider", each.cider), ("bleu_4", each.bleu[3]))
     }
     search = config.search
-    return Tried(search.beam, search.length_penalty, scores, validation.metric(config.training.metric))
+    return Tried(search.beam, search.length_penalty, scores, validation.metric(config.metric))
 
 
 @dataclass(frozen=True)

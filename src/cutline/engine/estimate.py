@@ -15,7 +15,7 @@ from cutline.config import Config
 from cutline.console import duration
 from cutline.data.corpus import Sample
 from cutline.engine import machine, run, weights
-from cutline.engine.batches import Source
+from cutline.engine.sources import Source
 from cutline.engine.trainer import Trainer
 from cutline.errors import CutlineError
 from cutline.features import backends

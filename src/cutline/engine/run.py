@@ -25,10 +25,12 @@ from cutline.data.corpus import Corpus, Sample
 from cutline.data.sources import read
 from cutline.data.words import Words
 from cutline.engine import choose, folder, snapshot, weights
-from cutline.engine.batches import Batches, Captions, FeatureSource, PictureSource, Source, augments
+from cutline.engine.augment import augments
+from cutline.engine.batches import Batches, Captions
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Device, choose_device
+from cutline.engine.sources import FeatureSource, PictureSource, Source
 from cutline.engine.task import CaptioningTask, Critic
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, DataError, ModelError

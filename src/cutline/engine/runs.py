@@ -180,10 +180,13 @@ class Run:
                 fix="cutline runs lists those that there are",
             )
         self.path, self.name = path, path.resolve().name
-        self._training = _settings(path).get("training", {})
-        self.metric = str(self._training.get("metric", "cider"))
-        self.ending = "_cider" if self.metric == "cider" else "_bleu_4"
-        """What that score's name ends with in a validation; before it stands the language."""
+        settings = _settings(path)
+        self._training = settings.get("training", {})
+        self.metric = str(self._training.get("metric", "auto"))
+        if self.metric == "auto":
+            self.metric = "accuracy" if settings.get("task") == "classes" else "cider"
+        self.ending = {"cider": "_cider", "bleu4": "_bleu_4"}.get(self.metric, self.metric)
+        """What that score's name ends with in a validation; that of captions has the language before it."""
         self._journal = Tail(path / journal.NAME)
         self.history = History()
         self.curve = Curve(path / "events.jsonl")
@@ -246,7 +249,7 @@ class Run:
         return max(self.total - self.curve.step, 0) / self.speed if self.speed and self.total else None
 
     def score(self, validation: Entry) -> float | None:
-        """What picks the best weights: the mean over the languages."""
+        """What picks the best weights: of captions, the mean over the languages."""
         of = {key: value for key, value in validation.items() if key.endswith(self.ending)}
         values = [value for value in of.values() if isinstance(value, int | float)]
         return sum(values) / len(values) if values else None

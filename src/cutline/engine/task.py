@@ -13,8 +13,9 @@ from torch import Tensor
 from cutline.config import Config
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
-from cutline.engine.batches import Batch, Source, load_readable, move, pad
+from cutline.engine.batches import Batch, pad
 from cutline.engine.ranks import ALONE, Ranks
+from cutline.engine.sources import Source, load_readable, move
 from cutline.errors import DataError
 from cutline.evaluation.reward import Reward
 from cutline.evaluation.text import Scores, score
@@ -120,7 +121,7 @@ class CaptioningTask:
         """The loss whose gradient makes better captions likelier; what is told of it is the reward, below nought."""
         begins = batch.tokens[:, 0, 0].cpu()
         better = self.model.reinforce(batch.inputs, partial(self._candidates, begins), partial(critic, batch.pictures))
-        return better / tokens, -critic.mean * batch.words
+        return better / tokens, -critic.mean * batch.amount
 
     def _candidates(self, begins: Tensor, features: Features) -> Tensor:
         """Captions (B,N,T+1) of pictures, each in the language of its begin token."""

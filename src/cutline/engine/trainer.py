@@ -125,7 +125,7 @@ class Trainer:
         """
         self.task.model.train()
         self._set_rate()
-        own = sum(batch.words for batch in batches), sum(len(batch) for batch in batches)
+        own = sum(batch.amount for batch in batches), sum(len(batch) for batch in batches)
         lost = sum(len(batch.unreadable) for batch in batches)
         tokens, pictures, unreadable, stops = self.ranks.total(*own, lost, stop)
         if not pictures:  # not one of them can be read
