@@ -14,7 +14,6 @@ from cutline.cli.evaluate import show
 from cutline.cli.finish import finish
 from cutline.config import Config
 from cutline.data.corpus import Corpus
-from cutline.data.words import Words
 from cutline.engine import folder, run, weights
 from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
@@ -22,6 +21,7 @@ from cutline.engine.estimate import Needs
 from cutline.engine.events import tensorboard
 from cutline.engine.health import Health
 from cutline.engine.journal import Journal
+from cutline.engine.known import Known
 from cutline.engine.loop import Loop, Stopped
 from cutline.engine.ranks import Ranks, joined
 from cutline.engine.resume import resume
@@ -110,13 +110,13 @@ def _prepared_in_turn(
 ) -> run.Prepared:
     """First the first rank, which learns the words and makes the folder; then one on each machine, then the others.
 
-    Whoever comes later finds the words and the features of every picture there.
+    Whoever comes later finds the words, the classes and the features of every picture there.
     """
 
     def prepare(anew: bool = False) -> run.Prepared:
-        words = None if anew else Words.load(folder.file_of(path, "words.json"))
-        start = weights.named(run.load_captioner(path)[0]) if before else run.kept_encoder(path, stage)
-        return run.prepare(config, words=words, stage=stage, start=start, ranks=ranks, quiet=quiet)
+        known = None if anew else Known.load(path, config.task)
+        start = weights.named(run.load_model(path)[0]) if before else run.kept_encoder(path, stage)
+        return run.prepare(config, known=known, stage=stage, start=start, ranks=ranks, quiet=quiet)
 
     prepared = None
     if ranks.first:

@@ -17,9 +17,9 @@ from cutline.data.corpus import Sample
 from cutline.engine import machine, run, weights
 from cutline.engine.sources import Source
 from cutline.engine.trainer import Trainer
+from cutline.engine.weights import Model
 from cutline.errors import CutlineError
 from cutline.features import backends
-from cutline.models.captioner import Captioner
 
 WARM, TIMED = 1, 3
 TRIED = 32
@@ -67,14 +67,15 @@ class _Tried:
         prepared = run.prepare(config, stage=stage, sources=trial.sources, quiet=quiet or stage > 0)
         with tempfile.TemporaryDirectory() as place:
             trainer = run.trainer(prepared, Path(place))
-            seconds, words = _step_seconds(trainer)
+            seconds, amount = _step_seconds(trainer)
             checked = _validation_seconds(trainer)
+        what = "words" if prepared.known.words else "pictures"
         training, learn, judge = trainer.config, prepared.batches.count, len(prepared.task.samples)
         validations = -(-training.epochs // training.validate_every)
         return cls(
             data=f"{learn} pictures to learn from, {judge} to validate on",
             model=_shapes(prepared),
-            steps=f"{trainer.total_steps}: {training.epochs} epochs of {trainer.steps_per_epoch}, {words} words each",
+            steps=f"{trainer.total_steps}: {training.epochs} epochs of {trainer.steps_per_epoch}, {amount} {what} each",
             memory=_memory(prepared),
             time=f"{trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
             seconds=trial.seconds + trainer.total_steps * seconds + validations * checked,
@@ -93,7 +94,7 @@ class _Trial:
         return f"{duration(self.seconds)} to store features, " if self.seconds else ""
 
     def sources(
-        self, config: Config, model: Captioner, learn: list[Sample], judge: list[Sample], quiet: bool
+        self, config: Config, model: Model, learn: list[Sample], judge: list[Sample], quiet: bool
     ) -> tuple[Source, Source]:
         if not run.uses_features(config, model):
             return run.stored_or_pictures(config, model, learn, judge, quiet)
@@ -157,12 +158,12 @@ def _existing(path: Path) -> Path:
 
 
 def _step_seconds(trainer: Trainer) -> tuple[float, int]:
-    """Seconds of a step, reading included, and its words."""
-    groups, words, started = trainer.groups(), 0, 0.0
+    """Seconds of a step, reading included, and the words or pictures of it."""
+    groups, amount, started = trainer.groups(), 0, 0.0
     done = 0
     for done, group in enumerate(groups, 1):
         trainer.step(group)
-        words = sum(int((batch.tokens[..., 1:] != 0).sum()) for batch in group)
+        amount = sum(batch.amount for batch in group)
         if done == WARM:
             started = time.perf_counter()
         if done == WARM + TIMED:
@@ -171,27 +172,27 @@ def _step_seconds(trainer: Trainer) -> tuple[float, int]:
         started = time.perf_counter()
         trainer.step(next(trainer.groups()))
         done = WARM + 1
-    return (time.perf_counter() - started) / (done - WARM), words
+    return (time.perf_counter() - started) / (done - WARM), amount
 
 
 def _validation_seconds(trainer: Trainer) -> float:
-    """Seconds to caption all validation pictures, from one batch of them."""
+    """Seconds to score all validation pictures, from one batch of them."""
     task = trainer.task
     batch = min(trainer.config.batch, len(task.samples))
     started = time.perf_counter()
-    languages = [lang for lang in task.words.languages if any(s.captions.get(lang) for s in task.samples)]
-    for _ in task.decode(range(batch), languages[0], batch, trainer.device):
-        pass
-    return (time.perf_counter() - started) / batch * len(task.samples) * len(languages)
+    task.validate(batch, trainer.device, lambda count: None, first=batch)
+    return (time.perf_counter() - started) / batch * len(task.samples)
 
 
 def _shapes(prepared: run.Prepared) -> str:
     encoder = prepared.model.encoder
     side = encoder.grid_side
     total = sum(p.numel() for p in prepared.model.parameters())
+    ends = [f"{len(prepared.known.words.pieces)} words"] if prepared.known.words else []
+    ends += [f"{len(prepared.known.classes)} classes"] if prepared.known.classes else []
     return (
         f"{encoder.transform.size} x {encoder.transform.size} pixels -> {side} x {side} regions of {encoder.channels}"
-        f" -> {len(prepared.words.pieces)} words, {total / 1e6:.1f} M parameters"
+        f" -> {' and '.join(ends)}, {total / 1e6:.1f} M parameters"
     )
 
 

@@ -132,22 +132,20 @@ class Loop:
         def note(count: int) -> None:
             nonlocal done
             done += count
-            advance(0, note=f"validating: {done} captions")
+            advance(0, note=f"validating: {done}")
 
         validation = trainer.validate(note, lambda: bool(stop()))
         if validation is None:
             self._stop(stop() or signal.SIGTERM)
         better = trainer.judge(validation)
         at.validated = at.epoch
-        advance(0, note=f"best {trainer.config.metric} {at.best:.1f}")
+        advance(0, note=f"best {trainer.task.config.metric} {at.best:.1f}")
         self._event("validation", epoch=at.epoch, best=better, **validation.to_dict())
         if validation.unreadable:
             self._miss(dict(validation.unreadable))
-        scores = validation.scores.items()
-        shown = ", ".join(f"{lang} BLEU-4 {s.bleu[3]:.1f} CIDEr-D {s.cider:.1f}" for lang, s in scores)
         mark = "  best so far" if better else ""
         took = time.perf_counter() - started
-        say(f"epoch {at.epoch}/{trainer.config.epochs}: {shown}  ({took:.0f} s){mark}", quiet=self.quiet)
+        say(f"epoch {at.epoch}/{trainer.config.epochs}: {validation}  ({took:.0f} s){mark}", quiet=self.quiet)
 
     # What lasts
 

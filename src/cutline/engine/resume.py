@@ -58,7 +58,8 @@ def _note_changes(trainer: Trainer, changes: list[str], quiet: bool) -> None:
 
 def _order(facts: Mapping[str, Any]) -> tuple[Any, ...]:
     """All that the order of an epoch hangs on."""
-    return facts["data"], facts["config"]["training"]["batch"], facts["config"]["seed"]
+    config = facts["config"]
+    return facts["data"], config["training"]["batch"], config["seed"], config.get("classes", {}).get("balance", "none")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -67,8 +68,10 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     if before["data"]["hash"] != now["data"]["hash"]:
         was, is_now = (f"{f['data']['train']} to learn from, {f['data']['val']} to validate on" for f in (before, now))
         found.append(f"the pictures or captions are others (they were {was}; now {is_now})")
-    if before["words"]["hash"] != now["words"]["hash"]:
-        found.append(f"the vocabulary is another ({before['words']['count']} words, now {now['words']['count']})")
+    for unit, what in (("words", "the vocabulary is another"), ("classes", "the classes are others")):
+        then, there = before.get(unit), now.get(unit)
+        if then and there and then["hash"] != there["hash"]:
+            found.append(f"{what} ({then['count']} {unit}, now {there['count']})")
     if before["world"] != now["world"]:
         found.append(f"{before['world']} processes learned together, now {now['world']}")
     old, new = _flat(before["config"]), _flat(now["config"])

@@ -1,10 +1,10 @@
-"""A run on disk and in memory: from a configuration to a trainer, and from a run folder back to its captioner."""
+"""A run on disk and in memory: from a configuration to a trainer, and from a run folder back to its model."""
 
 from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,20 +22,26 @@ from cutline.config import Config
 from cutline.console import say
 from cutline.data import mirror
 from cutline.data.corpus import Corpus, Sample
+from cutline.data.labels import balance, count_labels, evenly
 from cutline.data.sources import read
 from cutline.data.words import Words
 from cutline.engine import choose, folder, snapshot, weights
 from cutline.engine.augment import augments
-from cutline.engine.batches import Batches, Captions
+from cutline.engine.batches import Batches, Captions, Labels
 from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.classes import BothTask, ClassTask, evening, numbered
+from cutline.engine.known import Known
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Device, choose_device
 from cutline.engine.sources import FeatureSource, PictureSource, Source
-from cutline.engine.task import CaptioningTask, Critic
+from cutline.engine.task import CaptioningTask, Critic, Task
 from cutline.engine.trainer import Trainer
+from cutline.engine.weights import Model
 from cutline.errors import ConfigError, DataError, ModelError
 from cutline.features import open_or_build
+from cutline.models.both import TwoHeaded, build_both
 from cutline.models.captioner import Captioner, build_captioner
+from cutline.models.classifier import Classifier, build_classifier
 
 
 @dataclass(frozen=True)
@@ -45,21 +51,21 @@ class Prepared:
     config: Config
     """Of all stages."""
     corpus: Corpus
-    words: Words
-    model: Captioner
-    task: CaptioningTask
+    known: Known
+    model: Model
+    task: Task
     batches: Batches
     device: Device
     ranks: Ranks
 
 
-Sources = Callable[[Config, Captioner, list[Sample], list[Sample], bool], tuple[Source, Source]]
+Sources = Callable[[Config, Model, list[Sample], list[Sample], bool], tuple[Source, Source]]
 
 
 def prepare(
     config: Config,
     *,
-    words: Words | None = None,
+    known: Known | None = None,
     stage: int = 0,
     start: Mapping[str, Tensor] | None = None,
     sources: Sources | None = None,
@@ -68,8 +74,8 @@ def prepare(
 ) -> Prepared:
     """Read the data, build the model, and bring the two together.
 
-    `start` are weights to begin from, by name, in place of a stage's own beginning; `sources` says where pictures come
-    from.
+    `known` is what a run that goes on knows already; `start` are weights to begin from, by name, in place of a stage's
+    own beginning; `sources` says where pictures come from.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -78,59 +84,121 @@ def prepare(
     device = choose_device(config.device, ranks.local)
     say(f"device: {device}", quiet=quiet)
     corpus = read(config, quiet=quiet)
-    languages = config.data.languages or corpus.languages
-    learn = [s for s in corpus.split("train") if any(s.captions.get(lang) for lang in languages)]
-    judge = [s for s in corpus.split("val") if any(s.captions.get(lang) for lang in languages)]
-    if config.training.validate_limit:
-        judge = judge[: config.training.validate_limit]
-    if not learn or not judge:
-        raise DataError(
-            f"{corpus.source} has {len(learn)} captioned pictures to learn from and {len(judge)} to validate on",
-            expected="at least one of each",
-            fix="cutline data inspect shows what is there; --val-share divides data that has no splits",
-        )
+    languages = config.data.languages or corpus.languages if config.task != "classes" else ()
+    learn, judge = _pictures(config, corpus, languages)
     texts = {lang: [text for s in learn for text in s.captions.get(lang, ())] for lang in languages}
-    if words is None:
-        words = Words.learn(texts, config.words)
-    whole, begin = _with_vectors(config, words, quiet)
+    known = known or Known.learn(config, texts, learn)
+    whole, begin = _with_vectors(config, known, quiet)
     config = whole.stage(stage)
     say(f"data: {corpus.source}: {len(learn)} pictures to learn from, {len(judge)} to validate on", quiet=quiet)
-    unknown = ", ".join(f"{words.unknown_share(texts[lang]):.1%} in {lang}" for lang in languages)
-    say(f"words: {len(words.pieces)}; not among them: {unknown}", quiet=quiet)
-    if config.pictures.augment_flip and (odd := [lang for lang in languages if not mirror.can_mirror(lang)]):
-        say(
-            f"pictures with captions in {', '.join(odd)} are not mirrored: left and right are not known",
-            quiet=quiet,
-        )
+    _tell(config, known, texts, learn, quiet)
     torch.manual_seed(config.seed)
-    model = build_captioner(config, len(words.pieces))
+    model = build(config, known)
     begin(model)
     weights.put(model, start or {})
     say(_describe(model), quiet=quiet)
     model = model.to(device.torch)
     learn_from, judge_from = (sources or stored_or_pictures)(config, model, learn, judge, quiet)
-    captions = Captions(
-        learn, words, languages, longest=config.words.max_length, mirror_too=config.pictures.augment_flip
-    )
-    training = config.training
-    batches = Batches(
-        learn_from, captions, config.pictures, names=[s.id for s in learn], seed=config.seed, batch=training.batch,
-        rows=training.captions, rank=ranks.rank, world=ranks.world,
+    batches = _batches(config, known, languages, learn, learn_from, ranks)
+    task = _task(config, model, known, learn, languages, judge, judge_from)
+    return Prepared(whole, corpus, known, model, task, batches, device, ranks)
+
+
+def _pictures(config: Config, corpus: Corpus, languages: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
+    """Those to learn from and those to validate on, of all that have something for the task."""
+
+    def useful(sample: Sample) -> bool:
+        labelled = config.task != "captions" and sample.label is not None
+        return labelled or any(sample.captions.get(lang) for lang in languages)
+
+    learn, judge = ([s for s in corpus.split(name) if useful(s)] for name in ("train", "val"))
+    if most := config.training.validate_limit:
+        judge = judge[:most] if config.task == "captions" else list(evenly(judge, most))
+    if not learn or not judge:
+        what = {"captions": "captioned", "classes": "labelled", "both": "captioned or labelled"}[config.task]
+        raise DataError(
+            f"{corpus.source} has {len(learn)} {what} pictures to learn from and {len(judge)} to validate on",
+            expected="at least one of each",
+            fix="cutline data inspect shows what is there; --val-share divides data that has no splits",
+        )
+    return learn, judge
+
+
+def _tell(config: Config, known: Known, texts: Mapping[str, Sequence[str]], learn: list[Sample], quiet: bool) -> None:
+    """What of the data a person may want to know before it is learned."""
+    if known.words:
+        unknown = ", ".join(f"{known.words.unknown_share(each):.1%} in {lang}" for lang, each in texts.items())
+        say(f"words: {len(known.words.pieces)}; not among them: {unknown}", quiet=quiet)
+    if config.pictures.augment_flip and (odd := [lang for lang in texts if not mirror.can_mirror(lang)]):
+        say(f"pictures with captions in {', '.join(odd)} are not mirrored: left and right are not known", quiet=quiet)
+    if known.classes and (spread := balance(count_labels(learn))):
+        sizes = (
+            f"{spread.least} to {spread.most} pictures each" if spread.most > spread.least else f"{spread.most} each"
+        )
+        say(f"classes: {len(known.classes)}, {sizes}; balance: {config.classes.balance}", quiet=quiet)
+
+
+def build(config: Config, known: Known) -> Model:
+    """The model of a run, for what it knows."""
+    if not known.words:
+        return build_classifier(config, len(known.classes))
+    if not known.classes:
+        return build_captioner(config, len(known.words.pieces))
+    return build_both(config, len(known.words.pieces), len(known.classes))
+
+
+def _batches(
+    config: Config, known: Known, languages: Sequence[str], learn: list[Sample], source: Source, ranks: Ranks
+) -> Batches:
+    captions = labels = None
+    if known.words:
+        longest, flip = config.words.max_length, config.pictures.augment_flip
+        captions = Captions(learn, known.words, languages, longest=longest, mirror_too=flip)
+    if known.classes:
+        sampled = config.classes.balance == "sampling"
+        labels = Labels(numbered(learn, known.classes), len(known.classes), evenly=sampled)
+    return Batches(
+        source, captions, config.pictures, names=[s.id for s in learn], seed=config.seed, batch=config.training.batch,
+        rows=config.training.captions, labels=labels, rank=ranks.rank, world=ranks.world,
     )  # fmt: skip
+
+
+def _task(
+    config: Config,
+    model: Model,
+    known: Known,
+    learn: list[Sample],
+    languages: Sequence[str],
+    judge: list[Sample],
+    source: Source,
+) -> Task:
+    if isinstance(model, Classifier):
+        return _class_task(config, model, known, learn, judge, source)
+    assert known.words
     critic = None
-    if training.objective == "self_critical":
-        critic = Critic(learn, languages, words, training.reward_bleu)
-    task = CaptioningTask(config, model, words, judge, judge_from, critic)
-    return Prepared(whole, corpus, words, model, task, batches, device, ranks)
+    if config.training.objective == "self_critical":
+        critic = Critic(learn, languages, known.words, config.training.reward_bleu)
+    captions = CaptioningTask(config, model, known.words, judge, source, critic)
+    if not isinstance(model, TwoHeaded):
+        return captions
+    return BothTask(model, captions, _class_task(config, model.classifier, known, learn, judge, source))
 
 
-def _with_vectors(config: Config, words: Words, quiet: bool) -> tuple[Config, Callable[[Captioner], None]]:
+def _class_task(
+    config: Config, model: Classifier, known: Known, learn: list[Sample], judge: list[Sample], source: Source
+) -> ClassTask:
+    weighs = config.classes.balance == "weights"
+    counts_for = evening(numbered(learn, known.classes), len(known.classes)) if weighs else None
+    return ClassTask(config, model, known.classes, judge, source, counts_for)
+
+
+def _with_vectors(config: Config, known: Known, quiet: bool) -> tuple[Config, Callable[[Any], None]]:
     """The configuration with word vectors as wide as the given ones, and what puts those into a model."""
-    if not config.words.embeddings:
+    if not config.words.embeddings or not known.words:
         return config, lambda model: None
     from cutline.data.vectors import load_vectors
 
-    matrix, known, coverage = load_vectors(Path(config.words.embeddings), words.pieces)
+    matrix, given, coverage = load_vectors(Path(config.words.embeddings), known.words.pieces)
     say(f"embeddings: {coverage}", quiet=quiet)
     width = matrix.shape[1]
     if config.decoder.embed not in (0, width):
@@ -139,17 +207,17 @@ def _with_vectors(config: Config, words: Words, quiet: bool) -> tuple[Config, Ca
             fix=f"decoder.embed = {width}, or 0 to take the vectors' own width",
         )
     wide = replace(config, decoder=replace(config.decoder, embed=width))
-    return wide, lambda model: model.decoder.load_vectors(matrix, known)
+    return wide, lambda model: model.decoder.load_vectors(matrix, given)
 
 
-def _describe(model: Captioner) -> str:
+def _describe(model: Model) -> str:
     total = sum(p.numel() for p in model.parameters())
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"model: {total / 1e6:.1f} M parameters, {learned / 1e6:.1f} M of them learn"
 
 
 def stored_or_pictures(
-    config: Config, model: Captioner, learn: list[Sample], judge: list[Sample], quiet: bool
+    config: Config, model: Model, learn: list[Sample], judge: list[Sample], quiet: bool
 ) -> tuple[Source, Source]:
     """Stored features when the encoder stays as it is, else pictures."""
     if not uses_features(config, model):
@@ -158,18 +226,20 @@ def stored_or_pictures(
     store = open_or_build([*learn, *judge], model.encoder, config, quiet=quiet)
     for samples in (learn, judge):  # pictures that could not be read have no features
         samples[:] = [sample for sample in samples if sample.id in store]
-    return FeatureSource(store, learn), FeatureSource(store, judge)
+    grid = config.task != "classes"
+    return FeatureSource(store, learn, grid=grid), FeatureSource(store, judge, grid=grid)
 
 
-def uses_features(config: Config, model: Captioner) -> bool:
+def uses_features(config: Config, model: Model) -> bool:
     return weights.is_frozen(model.encoder) and config.training.features and not augments(config.pictures)
 
 
-def fingerprint(corpus: Corpus) -> str:
-    """A hash of which pictures and captions there are, in order: what a resumed run must find again."""
+def fingerprint(corpus: Corpus, *, labels: bool) -> str:
+    """A hash of which pictures, captions and perhaps labels there are, in order: what a resumed run must find again."""
     digest = hashlib.sha256()
     for sample in corpus.samples:
-        digest.update(repr((sample.id, sample.split, sorted(sample.captions.items()))).encode())
+        label = (sample.label,) if labels else ()
+        digest.update(repr((sample.id, sample.split, sorted(sample.captions.items()), *label)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -177,7 +247,7 @@ def create(prepared: Prepared, path: Path | None = None) -> Path:
     """A run folder with all that does not change during the run: a new one, or this one that `folder.make` made."""
     path = path or folder.make(prepared.config)
     keep_encoder(prepared, path, 0)
-    durable.write(path / "words.json", prepared.words.to_bytes())
+    prepared.known.save(path)
     durable.write(path / "config.toml", configuration.to_toml(prepared.config).encode())
     folder.point_to(path)
     return path
@@ -206,11 +276,12 @@ def trainer(prepared: Prepared, run: Path) -> Trainer:
 
 def _facts(prepared: Prepared) -> dict[str, Any]:
     """What a run learns from and by what, for a resume to compare."""
-    learn, judge, words = prepared.batches.count, len(prepared.task.samples), prepared.words
+    learn, judge = prepared.batches.count, len(prepared.task.samples)
+    hashed = fingerprint(prepared.corpus, labels=bool(prepared.known.classes))
     return {
         "config": configuration.to_dict(prepared.config),
-        "data": {"hash": fingerprint(prepared.corpus), "train": learn, "val": judge},
-        "words": {"hash": hashlib.sha256(words.to_bytes()).hexdigest()[:32], "count": len(words.pieces)},
+        "data": {"hash": hashed, "train": learn, "val": judge},
+        **prepared.known.facts,
         "versions": {
             "cutline": cutline.__version__, "torch": torch.__version__, "numpy": np.__version__,
             "python": platform.python_version(),
@@ -220,8 +291,26 @@ def _facts(prepared: Prepared) -> dict[str, Any]:
 
 def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Words, Config]:
     """The captioner of a run with its best weights (or those of `step`), on the CPU, ready to caption."""
+    model, known, config = load_model(run, step=step)
+    if not isinstance(model, Captioner) or not known.words:
+        raise ModelError(f"{run} has learned classes and no captions", expected='a run of task "captions" or "both"')
+    return model, known.words, replace(config, search=choose.chosen(run, config.search))
+
+
+def load_classifier(run: Path, *, step: int | None = None) -> tuple[Classifier, tuple[str, ...], Config]:
+    """The classifier of a run with its best weights (or those of `step`), on the CPU, and the names of its classes."""
+    model, known, config = load_model(run, step=step)
+    if isinstance(model, TwoHeaded):
+        model = model.classifier
+    if not isinstance(model, Classifier):
+        raise ModelError(f"{run} has learned captions and no classes", expected='a run of task "classes" or "both"')
+    return model, known.classes, config
+
+
+def load_model(run: Path, *, step: int | None = None) -> tuple[Model, Known, Config]:
+    """What a run has taught, whatever that is, with its best weights (or those of `step`), on the CPU."""
     config = folder.settings(run)
-    words = Words.load(folder.file_of(run, "words.json"))
+    known = Known.load(run, config.task)
     checkpoints = Checkpoints(run, folder.identity(run))
     newest = checkpoints.latest()
     wanted = newest.state["progress"]["best_step"] if step is None else step
@@ -232,7 +321,7 @@ def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Wo
         say(f"{run}: the best weights, of step {wanted}, are not there; those of step {newest.step} are taken")
     chosen = chosen or newest
     bare = replace(config, encoder=replace(config.encoder, weights="none"))  # they come from the run folder
-    model = build_captioner(bare, len(words.pieces))
+    model = build(bare, known)
     kept = kept_encoder(run, chosen.state["progress"]["stage"])
     model.encoder.requires_grad_(not kept)
     weights.put(model, kept)
@@ -240,4 +329,4 @@ def load_captioner(run: Path, *, step: int | None = None) -> tuple[Captioner, Wo
     if snapshot.has(chosen, "average"):
         state |= snapshot.tensors(chosen, "average")
     weights.load(model, state)
-    return model.eval(), words, replace(config, search=choose.chosen(run, config.search))
+    return model.eval(), known, config

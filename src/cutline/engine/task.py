@@ -1,10 +1,11 @@
-"""What captioning means to the loop: how a batch becomes a loss, and how good the captions are by now."""
+"""What a task is to the loop; and captioning: how a batch becomes a loss, and how good the captions are by now."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from cutline.data.words import Words
 from cutline.engine.batches import Batch, pad
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.sources import Source, load_readable, move
+from cutline.engine.weights import Model
 from cutline.errors import DataError
 from cutline.evaluation.reward import Reward
 from cutline.evaluation.text import Scores, score
@@ -26,6 +28,53 @@ from cutline.models.encoders import Features
 from cutline.search import Hypothesis, search
 
 PAD = 0
+
+
+class Validated(Protocol):
+    """What a validation found; as text, in a few words."""
+
+    @property
+    def unreadable(self) -> Mapping[str, str]:
+        """Pictures that could not be read, by id, and why; they are in no score."""
+
+    def metric(self, name: str) -> float:
+        """The score of that name, to choose weights by."""
+
+    def to_dict(self) -> dict[str, float]:
+        """For the log."""
+
+
+class Task(Protocol):
+    """All that trainer and loop know of what is learned."""
+
+    @property
+    def config(self) -> Config: ...
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def samples(self) -> Sequence[Sample]:
+        """The validation pictures."""
+
+    def loss(self, batch: Batch, share: float, amount: int, sampling: float) -> tuple[Tensor, float]:
+        """The part of a step's loss that this batch stands for, and what is told of it, which adds up over the step.
+
+        A step may be made of several batches: `share` is this one's part of the step's pictures and `amount` what
+        there is to learn in all of them, so that the gradients add up to those of one large batch. What is told is
+        divided by the amount in the end.
+        """
+
+    def validate(
+        self,
+        batch: int,
+        device: torch.device,
+        advance: Callable[[int], None],
+        stop: Callable[[], bool] = ...,
+        ranks: Ranks = ...,
+        first: int | None = None,
+    ) -> Validated | None:
+        """Score the validation pictures, or the `first` of them; None when any of the ranks was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +98,9 @@ class Validation:
                 if isinstance(value, int | float):
                     flat[f"{lang}_{key}"] = round(value, 4)
         return flat
+
+    def __str__(self) -> str:
+        return ", ".join(f"{lang} BLEU-4 {s.bleu[3]:.1f} CIDEr-D {s.cider:.1f}" for lang, s in self.scores.items())
 
 
 class Critic:
@@ -99,29 +151,25 @@ class CaptioningTask:
         self.samples, self.source = samples, source
         """The validation pictures and where they come from."""
 
-    def loss(self, batch: Batch, share: float, tokens: int, sampling: float) -> tuple[Tensor, float]:
-        """The part of a step's loss that this batch stands for, and its summed cross-entropy in nats.
-
-        A step may be made of several batches: `share` is this one's part of the step's pictures and `tokens` the
-        number of words in all of them, so that the gradients add up to those of one large batch.
-        """
+    def loss(self, batch: Batch, share: float, amount: int, sampling: float) -> tuple[Tensor, float]:
+        """Of the step's `amount` of words; told is the summed cross-entropy in nats."""
         training = self.config.training
         if self.critic:
-            return self._reinforce(self.critic, batch, tokens)
+            return self._reinforce(self.critic, batch, amount)
         nats, attention = self.model.cross_entropy(
             batch.inputs, batch.tokens, smoothing=training.label_smoothing, sampling=sampling
         )
-        loss = nats / tokens
+        loss = nats / amount
         if training.attention_weight and attention.shape[-1]:
             penalty = coverage_penalty(attention, batch.tokens[..., 1:] != PAD)
             loss = loss + training.attention_weight * share * penalty
         return loss, float(nats.detach())
 
-    def _reinforce(self, critic: Critic, batch: Batch, tokens: int) -> tuple[Tensor, float]:
+    def _reinforce(self, critic: Critic, batch: Batch, amount: int) -> tuple[Tensor, float]:
         """The loss whose gradient makes better captions likelier; what is told of it is the reward, below nought."""
         begins = batch.tokens[:, 0, 0].cpu()
         better = self.model.reinforce(batch.inputs, partial(self._candidates, begins), partial(critic, batch.pictures))
-        return better / tokens, -critic.mean * batch.amount
+        return better / amount, -critic.mean * batch.amount
 
     def _candidates(self, begins: Tensor, features: Features) -> Tensor:
         """Captions (B,N,T+1) of pictures, each in the language of its begin token."""
@@ -150,6 +198,7 @@ class CaptioningTask:
         advance: Callable[[int], None],
         stop: Callable[[], bool] = lambda: False,
         ranks: Ranks = ALONE,
+        first: int | None = None,
     ) -> Validation | None:
         """Caption the validation pictures freely, once in each language, and score what comes out.
 
@@ -158,7 +207,7 @@ class CaptioningTask:
         mine: dict[str, dict[str, str]] = {}
         unreadable: dict[str, str] = {}
         for lang in self.words.languages:
-            there = [index for index, sample in enumerate(self.samples) if sample.captions.get(lang)]
+            there = [index for index, sample in enumerate(self.samples) if sample.captions.get(lang)][:first]
             for indices, hypotheses in self.decode(there[ranks.rank :: ranks.world], lang, batch, device, unreadable):
                 for index, best in zip(indices, hypotheses, strict=True):
                     mine.setdefault(lang, {})[self.samples[index].id] = self.words.decode(best[0].tokens)

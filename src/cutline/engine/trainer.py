@@ -22,7 +22,7 @@ from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Precision, out_of_memory, reseed
 from cutline.engine.saver import Moment
 from cutline.engine.schedule import rate_factor
-from cutline.engine.task import CaptioningTask, Validation
+from cutline.engine.task import Task, Validated
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: CaptioningTask,
+        task: Task,
         batches: Batches,
         checkpoints: Checkpoints,
         config: TrainingConfig,
@@ -127,17 +127,18 @@ class Trainer:
         self._set_rate()
         own = sum(batch.amount for batch in batches), sum(len(batch) for batch in batches)
         lost = sum(len(batch.unreadable) for batch in batches)
-        tokens, pictures, unreadable, stops = self.ranks.total(*own, lost, stop)
+        amount, pictures, unreadable, stops = self.ranks.total(*own, lost, stop)
         if not pictures:  # not one of them can be read
             self._note(sound=True)
             return {"loss": math.nan, "norm": 0.0, "rate": 0.0, "unreadable": unreadable, "stop": stops}
         before = [value.clone() for value in self.statistics]
-        nats = self._backward(batches, int(tokens), int(pictures), before)
+        amount = max(amount, 1)  # pictures without a caption have no words, but perhaps a class
+        told = self._backward(batches, int(amount), int(pictures), before)
         self.ranks.add_gradients(self.parameters)
-        (nats,) = self.ranks.total(nats)
+        (told,) = self.ranks.total(told)
         self.precision.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf))
-        loss = nats / tokens
+        loss = told / amount
         sound = math.isfinite(norm) and math.isfinite(loss)
         if sound or self.precision.searching:
             self.precision.scaler.step(self.optimizer)
@@ -146,7 +147,7 @@ class Trainer:
             self._forget(before)
         self._note(sound)
         return {
-            "loss": loss, "norm": norm, "rate": self.optimizer.param_groups[0]["lr"],
+            "loss": loss, "norm": norm, "rate": self.optimizer.param_groups[-1]["lr"],
             "unreadable": unreadable, "stop": stops,
         }  # fmt: skip
 
@@ -167,21 +168,21 @@ class Trainer:
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
-    def _backward(self, batches: list[Batch], tokens: int, pictures: int, before: list[torch.Tensor]) -> float:
-        """Gradients of a step, in as many parts as memory asks for; returns the summed nats."""
+    def _backward(self, batches: list[Batch], amount: int, pictures: int, before: list[torch.Tensor]) -> float:
+        """Gradients of a step, in as many parts as memory asks for; returns what is told of the loss."""
         sampling = self.config.scheduled_sampling * (self.at.step - self.at.begun) / max(self.total_steps, 1)
         while True:
             reseed(self.seed, self.at.step, self.ranks.rank)
             self.optimizer.zero_grad(set_to_none=True)
-            nats = 0.0
+            told = 0.0
             try:
                 for part in (part for batch in batches for part in batch.parts(self.at.split)):
                     moved = part.to(self.device)
                     with self.precision.autocast():
-                        loss, summed = self.task.loss(moved, len(part) / pictures, tokens, sampling)
+                        loss, figure = self.task.loss(moved, len(part) / pictures, amount, sampling)
                     self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                    nats += summed
-                return nats
+                    told += figure
+                return told
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self.at.split >= max(map(len, batches)):
                     raise
@@ -211,15 +212,15 @@ class Trainer:
                 return
             yield group
 
-    def validate(self, advance: Callable[[int], None], stop: Callable[[], bool] = lambda: False) -> Validation | None:
-        """Score free captions with the averaged weights, if there is an average; None when any rank was stopped."""
+    def validate(self, advance: Callable[[int], None], stop: Callable[[], bool] = lambda: False) -> Validated | None:
+        """Score the weights, or their average where there is one; None when any rank was stopped."""
         with self.average.in_place() if self.average else nullcontext():
             self.ranks.share(self.statistics)
             return self.task.validate(self.config.batch, self.device, advance, stop, self.ranks)
 
-    def judge(self, validation: Validation) -> bool:
+    def judge(self, validation: Validated) -> bool:
         """Note the score; True when it is the best so far."""
-        value = validation.metric(self.config.metric)
+        value = validation.metric(self.task.config.metric)
         if value > self.at.best:
             self.at.best, self.at.best_step, self.at.bad = value, self.at.step, 0
             return True

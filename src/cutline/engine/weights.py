@@ -11,15 +11,19 @@ from torch import Tensor, nn
 from cutline.config import Config
 from cutline.errors import ModelError
 from cutline.models.captioner import Captioner
+from cutline.models.classifier import Classifier
+
+Model = Captioner | Classifier
+"""What a run may teach; each has an encoder, and the rest of it."""
 
 
-def learned(model: Captioner) -> dict[str, Tensor]:
+def learned(model: Model) -> dict[str, Tensor]:
     """What changes as a model learns, live: all but a frozen encoder."""
     prefix = "encoder." if is_frozen(model.encoder) else "\0"
     return {name: value for name, value in named(model).items() if not name.startswith(prefix)}
 
 
-def load(model: Captioner, tensors: dict[str, Tensor]) -> None:
+def load(model: Model, tensors: dict[str, Tensor]) -> None:
     """Take these values in place of the model's own; they must be all of them."""
     live = learned(model)
     if set(live) != set(tensors):
@@ -35,12 +39,12 @@ def load(model: Captioner, tensors: dict[str, Tensor]) -> None:
             value.copy_(tensors[name])
 
 
-def named(model: Captioner) -> dict[str, Tensor]:
+def named(model: Model) -> dict[str, Tensor]:
     """All of the model's tensors, live: each once though it may be tied to two places."""
     return dict(model.named_parameters()) | dict(model.named_buffers())
 
 
-def put(model: Captioner, tensors: Mapping[str, Tensor]) -> None:
+def put(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Take these values, whichever of the model's they are."""
     live = named(model)
     with torch.no_grad():
@@ -48,7 +52,7 @@ def put(model: Captioner, tensors: Mapping[str, Tensor]) -> None:
             live[name].copy_(value)
 
 
-def statistics(model: Captioner) -> list[Tensor]:
+def statistics(model: Model) -> list[Tensor]:
     """What a model notes of its inputs as it learns, beside its weights: the running figures of batch norm, live."""
     noted = {name for name, _ in model.named_buffers()}
     return [value for name, value in learned(model).items() if name in noted]
@@ -58,14 +62,21 @@ def is_frozen(module: nn.Module) -> bool:
     return not any(p.requires_grad for p in module.parameters())
 
 
-def parameter_groups(model: Captioner, config: Config) -> list[dict[str, Any]]:
-    """Encoder and decoder with their own rates; biases, scales and other vectors do not decay."""
-    rate = config.training.rate
+def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:
+    """The encoder, or each of its stages, and then the rest with their own rates; biases and scales do not decay.
+
+    The last group is always of the rest, which learns at the run's rate.
+    """
+    training, encoder = config.training, config.encoder
+    stages = model.encoder.stages() if encoder.decay < 1 else [list(model.encoder.parameters())]
+    own = encoder.rate or training.rate
+    rates = [own * encoder.decay**distance for distance in reversed(range(len(stages)))]
+    rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     groups = []
-    for part, own in ((model.encoder, config.encoder.rate or rate), (model.decoder, rate)):
+    for portion, rate in zip([*stages, rest], [*rates, training.rate], strict=True):
         for decays in (True, False):
-            chosen = [p for p in part.parameters() if p.requires_grad and (p.ndim > 1) == decays]
+            chosen = [p for p in portion if p.requires_grad and (p.ndim > 1) == decays]
             if chosen:
-                decay = config.training.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "lr": own, "weight_decay": decay})
+                decay = training.weight_decay if decays else 0.0
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
     return groups
