@@ -27,6 +27,8 @@ class Export:
     """One file instead of a folder."""
     force: bool = False
     """Replace what is there."""
+    card: Path | None = None
+    """Text (Markdown) that goes into the model card: sources, terms, limits."""
     check: int = 200
     """Pictures of the run's data to caption both ways (0: no check)."""
     step: int | None = None
@@ -48,8 +50,9 @@ def main(arguments: list[str]) -> int:
 
     say("writing the bundle", quiet=given.quiet)
     captioner = export(
-        given.run, out, step=given.step, weights=given.weights, one_file=given.one_file, force=given.force
-    )
+        given.run, out, step=given.step, weights=given.weights, about=_text(given.card),
+        one_file=given.one_file, force=given.force,
+    )  # fmt: skip
     print(out)
     pictures = _pictures(given.run, given.check)
     if not pictures:
@@ -60,6 +63,13 @@ def main(arguments: list[str]) -> int:
     rounding = " (the weights are rounded)" if given.weights != "fp32" else ""
     say(f"{agreement}{rounding}", quiet=given.quiet and agreement.reached)
     return 0 if agreement.reached or given.weights != "fp32" else 1
+
+
+def _text(file: Path | None) -> str:
+    try:
+        return file.read_text(encoding="utf-8").strip() if file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--card {file} cannot be read: {error}", expected="a text file") from None
 
 
 def _pictures(run: Path, count: int) -> list[Path]:

@@ -29,6 +29,7 @@ def export(
     *,
     step: int | None = None,
     weights: Weights = "fp32",
+    about: str = "",
     one_file: bool = False,
     force: bool = False,
 ) -> Any:
@@ -38,18 +39,19 @@ def export(
 
     captioner, words, config = load_captioner(run, step=step)
     export_bundle(
-        captioner, words, captioner.encoder.transform, config.search, out, card(run, config),
+        captioner, words, captioner.encoder.transform, config.search, out, card(run, config, about),
         weights=weights, one_file=one_file, force=force,
     )  # fmt: skip
     return captioner
 
 
-def card(run: Path, config: Config) -> dict[str, Any]:
-    """What a model card says of how the model came about and how good it was on validation."""
+def card(run: Path, config: Config, about: str = "") -> dict[str, Any]:
+    """What a model card says of how the model came about and how good it was on validation, after `about`."""
     from cutline.engine.events import read
 
     decoder = config.decoder
-    facts: dict[str, Any] = {
+    facts: dict[str, Any] = {"About": about} if about else {}
+    facts |= {
         "Made from": {
             "run": run.resolve().name,
             "data": Path(config.data.path).name,
