@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cutline.config import (
+    ClassesConfig,
     Config,
     DataConfig,
     DecoderConfig,
@@ -114,10 +116,56 @@ def coco() -> Config:
     )  # fmt: skip
 
 
+def probe() -> Config:
+    """`cutline train --preset probe --data PICTURES`: classes by one layer on an encoder that stays as it is.
+
+    The encoder runs once over every picture; after that an epoch costs a second or less.
+    """
+    return Config(
+        name="probe",
+        task="classes",
+        encoder=EncoderConfig(name="mobilenetv2_100", train="nothing"),
+        classes=ClassesConfig(dropout=0.2),
+        training=TrainingConfig(
+            epochs=30, batch=128, rate=2e-3, weight_decay=1e-3, warmup=50, patience=6, validate_limit=0
+        ),
+    )
+
+
+def transfer() -> Config:
+    """`cutline train --preset transfer --data PICTURES`: classes by an encoder that learns on from given weights.
+
+    The head first, then the encoder's last stages, and in the end all of it: the nearer a stage is to the picture, the
+    less it changes. An epoch of the last stages costs what an epoch of fine-tuning does.
+    """
+    base = probe()
+    changes = {"augment_crop": 0.5, "augment_flip": True, "augment_colour": 0.2}
+    return replace(
+        base,
+        name="transfer",
+        training=replace(base.training, batch=64, ema=0.998, precision="bf16", patience=0),
+        stages=(
+            {"training": {"epochs": 8, "batch": 128, "ema": 0.0, "precision": "fp32", "validate_every": 4}},
+            {
+                "encoder": {"train": "stage4", "rate": 3e-4, "decay": 0.8},
+                "pictures": changes,
+                "training": {"epochs": 2, "rate": 5e-4, "schedule": "constant"},
+            },
+            {
+                "encoder": {"train": "all", "rate": 3e-4, "decay": 0.8},
+                "pictures": changes,
+                "training": {"epochs": 6, "rate": 5e-4},
+            },
+        ),
+    )
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "scenes": scenes,
     "frozen": frozen,
     "finetuned": finetuned,
     "flickr8k": flickr8k,
     "coco": coco,
+    "probe": probe,
+    "transfer": transfer,
 }
