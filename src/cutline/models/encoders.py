@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,10 +64,14 @@ class Encoder(nn.Module, ABC):
 def build_encoder(config: EncoderConfig, pictures: PicturesConfig) -> Encoder:
     """The encoder of a config, with its weights, and with what is not to learn frozen."""
     encoder: Encoder
-    if config.name == "small":
-        encoder = SmallEncoder(pictures)
+    kind, arguments = parse(config.name)
+    ours = kind in ("small", "cnn", "dnn")
+    if ours:
+        from cutline.models.own import build_own
+
+        encoder = SmallEncoder(pictures) if kind == "small" else build_own(config.name, kind, arguments, pictures)
         if config.weights == "hub":
-            raise ConfigError("the hub has no weights of the encoder 'small'", fix='encoder.weights = "none"')
+            raise ConfigError(f"the hub has no weights of the encoder '{kind}'", fix='encoder.weights = "none"')
         if config.weights not in ("auto", "none"):
             load_weights(encoder, Path(config.weights))
     else:
@@ -73,10 +79,25 @@ def build_encoder(config: EncoderConfig, pictures: PicturesConfig) -> Encoder:
         from cutline.models.pretrained import TimmEncoder
 
         encoder = TimmEncoder(config, pictures)
-    learned = config.weights != "none" and not (config.name == "small" and config.weights == "auto")
+    learned = config.weights != "none" and not (ours and config.weights == "auto")
     encoder.still = learned
     freeze(encoder, config.train if config.train != "auto" else "nothing" if learned else "all")
     return encoder.train()
+
+
+def parse(name: str) -> tuple[str, dict[str, Any]]:
+    """ "vgg16" or "mobilenetv2_100:pad_type=same,mean=0.5" as a network's name and its arguments."""
+    kind, _, given = name.partition(":")
+    arguments: dict[str, Any] = {}
+    for part in re.split(r",(?![^(\[]*[)\]])", given) if given else ():  # commas, but for those in brackets
+        key, equals, value = part.partition("=")
+        if not (key.isidentifier() and equals):
+            raise ConfigError(f"'{part}' in encoder '{name}' is no argument", expected="NAME:key=value,key=value")
+        try:
+            arguments[key] = ast.literal_eval(value.capitalize() if value in ("true", "false") else value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return kind, arguments
 
 
 def freeze(encoder: Encoder, part: str) -> None:

@@ -5,10 +5,8 @@ Importing timm takes seconds, so this module is imported only when such an encod
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import math
-import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +17,7 @@ from torch import Tensor, nn
 from cutline.config import EncoderConfig, PicturesConfig
 from cutline.data.images import Transform
 from cutline.errors import ConfigError, ModelError, nearest
-from cutline.models.encoders import Encoder, Features, Normalise
+from cutline.models.encoders import Encoder, Features, Normalise, parse
 from cutline.models.resting import fold_resting
 from cutline.models.weights import WAYS_OUT, first_line, load_weights
 
@@ -37,6 +35,7 @@ class TimmEncoder(Encoder):
         super().__init__()
         self.name = config.name
         kind, arguments = parse(config.name)
+        _known(kind)
         own = {key: arguments.pop(key) for key in OWN if key in arguments}
         self.model: Any = _build(kind, arguments, config.weights, pictures.size)
         self.transform = _transform(self.model, own, pictures)
@@ -86,24 +85,13 @@ class TimmEncoder(Encoder):
         return grid.shape[2], pooled.shape[1], side
 
 
-def parse(name: str) -> tuple[str, dict[str, Any]]:
-    """ "vgg16" or "mobilenetv2_100:pad_type=same,mean=0.5" as a timm name and its arguments."""
-    kind, _, given = name.partition(":")
-    arguments: dict[str, Any] = {}
-    for part in re.split(r",(?![^(\[]*[)\]])", given) if given else ():  # commas, but for those in brackets
-        key, equals, value = part.partition("=")
-        if not (key.isidentifier() and equals):
-            raise ConfigError(f"'{part}' in encoder '{name}' is no argument", expected="NAME:key=value,key=value")
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            arguments[key] = value
+def _known(kind: str) -> None:
     if not timm.is_model(kind.split(".")[0]):
         raise ConfigError(
-            f"unknown encoder '{kind}'{nearest(kind, ['small', *timm.list_models()])}",
-            expected='"small", vgg16, resnet50, inception_v3, densenet121, mobilenetv2_100, or another timm model',
+            f"unknown encoder '{kind}'{nearest(kind, ['small', 'cnn', 'dnn', *timm.list_models()])}",
+            expected='"small", "cnn", "dnn", vgg16, resnet50, inception_v3, densenet121, mobilenetv2_100, '
+            "or another timm model",
         )
-    return kind, arguments
 
 
 def _build(kind: str, arguments: dict[str, Any], weights: str, size: int) -> nn.Module:
