@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "load": "cutline.predict",
+    "load": "cutline.bundle",
     "Captioner": "cutline.predict",
+    "Classifier": "cutline.classify",
     "Caption": "cutline.predict",
     "Corpus": "cutline.data.corpus",
     "Sample": "cutline.data.corpus",
@@ -27,6 +28,7 @@ _HOMES = {
 __all__ = [
     "Caption",
     "Captioner",
+    "Classifier",
     "Config",
     "Corpus",
     "CutlineError",
@@ -37,11 +39,13 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from cutline.bundle import load
+    from cutline.classify import Classifier
     from cutline.config import Config
     from cutline.data.corpus import Corpus, Sample
     from cutline.data.readers import read_corpus
     from cutline.errors import CutlineError
-    from cutline.predict import Caption, Captioner, load
+    from cutline.predict import Caption, Captioner
 
 
 def __getattr__(name: str) -> Any:

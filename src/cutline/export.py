@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from cutline import __version__, durable
+from cutline.bundle import FORMAT, MANIFEST, PARTS, Picture, seal_of
 from cutline.config import SearchConfig
 from cutline.data.images import Transform
 from cutline.data.words import Words
@@ -28,7 +29,7 @@ from cutline.errors import ConfigError
 from cutline.models.captioner import Captioner, TorchStep
 from cutline.models.compact import Weights, compact
 from cutline.models.onnx import export_encoder, export_module
-from cutline.predict import FORMAT, MANIFEST, PARTS, Picture, load, seal_of
+from cutline.predict import load
 from cutline.search import search
 
 CARD = "README.md"
@@ -91,7 +92,7 @@ def export_bundle(
             "transform": transform.to_dict(),
         }
         (draft / CARD).write_text(_model_card(out.stem, facts, card), encoding="utf-8")
-        facts["files"] = {name: _listing(draft / name) for name in PARTS}
+        facts["files"] = {name: _listing(draft / name) for name in PARTS["captions"]}
         facts["seal"] = seal_of(facts)
         (draft / MANIFEST).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         if one_file:
@@ -226,7 +227,7 @@ def _pack(draft: Path) -> Path:
 
     packed = draft.with_suffix(".cutline")
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name in (MANIFEST, *PARTS, CARD):
+        for name in (MANIFEST, *PARTS["captions"], CARD):
             archive.write(draft / name, name)
     return packed
 

@@ -9,20 +9,20 @@ import cutline
 
 PACKAGE = Path(cutline.__file__).parent
 LAYERS = [
-    {"config", "errors", "console", "durable", ""},
+    {"config", "errors", "console", "durable", "starter", ""},
     {"data"},
     {"search"},
     {"evaluation"},
     {"models"},
     {"features"},
-    {"predict", "writers"},
+    {"bundle", "classify", "predict", "writers"},
     {"export"},
     {"engine", "presets"},
     {"cli", "report", "__main__"},
 ]
 TORCH_FREE = [
     *("config.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
-    *("predict.py", "writers.py"),
+    *("bundle.py", "classify.py", "predict.py", "writers.py", "starter.py"),
     *(f"cli/{verb}.py" for verb in ("__init__", "caption", "score", "data", "doctor", "completion")),
     *(f"cli/{verb}.py" for verb in ("runs", "watch", "telling", "compare")),
     *(f"engine/{part}.py" for part in ("__init__", "checkpoint", "folder", "journal", "lines", "runs", "tidy")),
