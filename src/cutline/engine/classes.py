@@ -103,7 +103,7 @@ class ClassTask:
         there = np.flatnonzero([sample.label is not None for sample in self.samples])[:first]
         mine: list[tuple[np.ndarray, np.ndarray]] = []
         unreadable: dict[str, str] = {}
-        for indices, logits in self._guess(there[ranks.rank :: ranks.world], batch, device, unreadable):
+        for indices, logits in self.guess(there[ranks.rank :: ranks.world], batch, device, unreadable):
             mine.append((indices, logits))
             advance(len(indices))
             if stop():
@@ -120,7 +120,7 @@ class ClassTask:
         scores = score_classes(softmax(logits[order]), labels[indices[order]], self.names)
         return ClassValidation(scores, lost)
 
-    def _guess(
+    def guess(
         self, indices: np.ndarray, batch: int, device: torch.device, unreadable: dict[str, str]
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Logits (n,K) of the pictures at `indices`, a batch at a time; notes those that cannot be read."""
