@@ -51,7 +51,9 @@ def test_without_settings_nothing_changes() -> None:
 @pytest.mark.parametrize("name", range(len(augment._CHANGES)))
 def test_each_of_the_fourteen_changes_grows_with_its_strength(name: int) -> None:
     made = augment._CHANGES[name]
-    given = picture()
+    ramp = torch.linspace(0, 200, SIDE)
+    given = (torch.stack([ramp.expand(SIDE, SIDE), ramp.expand(SIDE, SIDE).T, ramp.expand(SIDE, SIDE) / 2])).byte()
+    given += picture() // 8
 
     def off(by: float) -> float:
         return float((made(given, by, [127.0] * 3).float() - given.float()).abs().mean())
