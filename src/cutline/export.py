@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+import cutline.classify
 from cutline import __version__, durable
 from cutline.bundle import FORMAT, MANIFEST, PARTS, Picture, seal_of
 from cutline.config import SearchConfig
@@ -27,6 +28,7 @@ from cutline.data.images import Transform
 from cutline.data.words import Words
 from cutline.errors import ConfigError
 from cutline.models.captioner import Captioner, TorchStep
+from cutline.models.classifier import Classifier
 from cutline.models.compact import Weights, compact
 from cutline.models.onnx import export_encoder, export_module
 from cutline.predict import load
@@ -34,24 +36,25 @@ from cutline.search import search
 
 CARD = "README.md"
 
-__all__ = ["Agreement", "check_bundle", "export_bundle", "export_encoder"]
+__all__ = ["Agreement", "check_bundle", "check_classifier", "export_bundle", "export_classifier", "export_encoder"]
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How many captions of a bundle are word for word those of the captioner in torch."""
+    """How many answers of a bundle are those of the model in torch, word for word."""
 
     same: int
-    captions: int
+    answers: int
+    what: str
     least: float = 0.99
     """Share that must be the same: a few beams lie so close that the last bit of a sum decides between them."""
 
     @property
     def reached(self) -> bool:
-        return self.same >= self.least * self.captions
+        return self.same >= self.least * self.answers
 
     def __str__(self) -> str:
-        return f"{self.same} of {self.captions} captions are the same as in PyTorch"
+        return f"{self.same} of {self.answers} {self.what} are the same as in PyTorch"
 
 
 def export_bundle(
@@ -71,6 +74,61 @@ def export_bundle(
     `card` is what the model card says beside what is known here: titles to a text, or to a table of names and values.
     `weights` says how they are stored; it is fp32 that computes.
     """
+
+    def fill(draft: Path) -> dict[str, Any]:
+        memory = _write_graphs(captioner, draft)
+        words.save(draft / "words.json")
+        return {"languages": list(words.languages), "memory": memory, "search": asdict(settings)}
+
+    about = _about(f"Describes pictures in {', '.join(words.languages)}.", "cutline caption photo.jpg", _CAPTIONS)
+    size = {"pictures": f"{transform.size} x {transform.size}"}
+    tables = {**card, "How it captions": {**size, **asdict(settings)}}
+    _write_bundle(out, "captions", fill, transform, about, tables, weights, one_file, force)
+    return out
+
+
+def export_classifier(
+    classifier: Classifier,
+    names: Sequence[str],
+    temperature: float,
+    out: Path,
+    card: dict[str, Any],
+    *,
+    weights: Weights = "fp32",
+    one_file: bool = False,
+    force: bool = False,
+) -> Path:
+    """Write a classifier's bundle, as `export_bundle` does a captioner's; `temperature` is what calibrates it."""
+    transform = classifier.encoder.transform
+
+    def fill(draft: Path) -> dict[str, Any]:
+        pictures = torch.zeros(2, transform.size, transform.size, 3, dtype=torch.uint8)
+        export_module(
+            _Classes(classifier), (pictures,), draft / "classifier.onnx", ["pictures"], ["logits"],
+            ({0: Dim("B")},),
+        )  # fmt: skip
+        (draft / "classes.json").write_text(json.dumps(list(names), ensure_ascii=False), encoding="utf-8")
+        return {"temperature": temperature}
+
+    about = _about(f"Puts pictures into {len(names)} classes.", "cutline classify photo.jpg", _CLASSES)
+    size = f"{transform.size} x {transform.size}"
+    tables = {**card, "How it classifies": {"pictures": size, "temperature": temperature, "classes": ", ".join(names)}}
+    _write_bundle(out, "classes", fill, transform, about, tables, weights, one_file, force)
+    return out
+
+
+def _write_bundle(
+    out: Path,
+    kind: str,
+    fill: Callable[[Path], dict[str, Any]],
+    transform: Transform,
+    about: str,
+    tables: dict[str, Any],
+    weights: Weights,
+    one_file: bool,
+    force: bool,
+) -> None:
+    """A bundle of the parts that `fill` writes into a folder, and of the facts that it tells of them."""
     if out.exists() and not force:
         raise ConfigError(f"{out} is already there", fix="name another place, or --force to replace it")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
@@ -79,27 +137,18 @@ def export_bundle(
     with tempfile.TemporaryDirectory(prefix=".bundle-", dir=out.parent) as temporary:
         draft = Path(temporary) / "bundle"
         draft.mkdir()
-        memory = _write_graphs(captioner, draft)
+        facts = {"format": FORMAT, "kind": kind, "cutline": __version__, "transform": transform.to_dict()}
+        facts |= fill(draft)
         for graph in draft.glob("*.onnx"):
             compact(graph, weights)
-        words.save(draft / "words.json")
-        facts = {
-            "format": FORMAT,
-            "cutline": __version__,
-            "languages": list(words.languages),
-            "memory": memory,
-            "search": asdict(settings),
-            "transform": transform.to_dict(),
-        }
-        (draft / CARD).write_text(_model_card(out.stem, facts, card), encoding="utf-8")
-        facts["files"] = {name: _listing(draft / name) for name in PARTS["captions"]}
+        (draft / CARD).write_text(_model_card(out.stem, about, tables), encoding="utf-8")
+        facts["files"] = {name: _listing(draft / name) for name in PARTS[kind]}
         facts["seal"] = seal_of(facts)
         (draft / MANIFEST).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         if one_file:
             draft = _pack(draft)
         _sync(draft)
         _put(draft, out)
-    return out
 
 
 def check_bundle(captioner: Captioner, bundle: Path, pictures: Sequence[Picture], *, batch: int = 32) -> Agreement:
@@ -117,7 +166,32 @@ def check_bundle(captioner: Captioner, bundle: Path, pictures: Sequence[Picture]
             captions = ours.caption(part, batch=batch, lang=lang)
             same += sum(words.decode(best[0].tokens) == found.text for best, found in zip(expected, captions))
             total += len(part)
-    return Agreement(same, total)
+    return Agreement(same, total, "captions")
+
+
+@torch.no_grad()
+def check_classifier(
+    classifier: Classifier, bundle: Path, pictures: Sequence[Picture], *, batch: int = 32
+) -> Agreement:
+    """Put `pictures` into classes with the bundle and in torch."""
+    ours, same = cutline.classify.load(bundle), 0
+    for first in range(0, len(pictures), batch):
+        pixels = np.stack([ours.pixels(picture) for picture in pictures[first : first + batch]])
+        logits = classifier.eval()((torch.from_numpy(pixels).permute(0, 3, 1, 2),))
+        same += int((ours.logits(pixels).argmax(1) == logits.numpy().argmax(1)).sum())
+    return Agreement(same, len(pictures), "classes")
+
+
+class _Classes(nn.Module):
+    """Pictures uint8 (B,H,W,3) to logits."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        logits: Tensor = self.classifier((pictures.permute(0, 3, 1, 2),))
+        return logits
 
 
 class _Start(nn.Module):
@@ -194,19 +268,18 @@ def _listing(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _model_card(name: str, facts: dict[str, Any], card: dict[str, Any]) -> str:
-    lines = [
-        f"# {name}",
-        "",
-        f"Describes pictures in {', '.join(facts['languages'])}. Made by Cutline {__version__}; holds no code.",
-        "",
-        "    cutline caption photo.jpg --model PATH",
-        "",
-        "    >>> import cutline",
-        '    >>> cutline.load("PATH").caption("photo.jpg")[0].text',
-    ]
-    size = facts["transform"]["size"]
-    tables = {**card, "How it captions": {"pictures": f"{size} x {size}", **facts["search"]}}
+_CAPTIONS = 'cutline.load("PATH").caption("photo.jpg")[0].text'
+_CLASSES = 'cutline.load("PATH").classify("photo.jpg")[0][0].label'
+
+
+def _about(purpose: str, command: str, code: str) -> str:
+    """The first lines of a model card: what it is for, and how to use it."""
+    lines = [f"{purpose} Made by Cutline {__version__}; holds no code.", "", f"    {command} --model PATH", ""]
+    return "\n".join([*lines, "    >>> import cutline", f"    >>> {code}"])
+
+
+def _model_card(name: str, about: str, tables: dict[str, Any]) -> str:
+    lines = [f"# {name}", "", about]
     for title, content in tables.items():
         lines += ["", f"## {title}", ""]
         if isinstance(content, dict):
@@ -227,8 +300,8 @@ def _pack(draft: Path) -> Path:
 
     packed = draft.with_suffix(".cutline")
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
-        for name in (MANIFEST, *PARTS["captions"], CARD):
-            archive.write(draft / name, name)
+        for file in sorted(draft.iterdir()):
+            archive.write(file, file.name)
     return packed
 
 

@@ -12,11 +12,13 @@ import onnxruntime
 import pytest
 import torch
 
-from cutline.config import Config, DecoderConfig, PicturesConfig, SearchConfig, WordsConfig
+import cutline
+from cutline.config import Config, DecoderConfig, EncoderConfig, PicturesConfig, SearchConfig, WordsConfig
 from cutline.data.words import Words
-from cutline.errors import ConfigError
-from cutline.export import check_bundle, export_bundle
+from cutline.errors import ConfigError, ModelError
+from cutline.export import check_bundle, check_classifier, export_bundle, export_classifier
 from cutline.models.captioner import Captioner, build_captioner
+from cutline.models.classifier import build_classifier
 from cutline.models.compact import rounded
 from cutline.predict import load
 
@@ -82,7 +84,7 @@ def test_every_decoder_captions_as_in_torch(kind: str, captioner: Captioner, bun
         captioner = build(KINDS[kind])
         bundle = write(captioner, tmp_path / kind)
     agreement = check_bundle(captioner, bundle, pictures(50))
-    assert agreement.captions == 100  # in both languages
+    assert agreement.answers == 100  # in both languages
     assert agreement.reached, str(agreement)
     encoder, decoder = (onnxruntime.InferenceSession(bundle / f"{name}.onnx") for name in ("encoder", "decoder"))
     for count, rows in ((1, 1), (1, 4), (5, 3)):
@@ -230,3 +232,31 @@ def test_matrices_take_one_byte_and_kernels_two(captioner: Captioner, tmp_path: 
         if np.prod(tensor.dims) >= 2048
     }
     assert kinds == {4: onnx.TensorProto.FLOAT16, 2: onnx.TensorProto.INT8}
+
+
+def test_a_classifier_classifies_as_in_torch(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    names = ["círculo", "square", "three, four"]
+    config = Config(
+        task="classes", encoder=EncoderConfig(name="cnn:width=8,stages=2"), pictures=PicturesConfig(size=32)
+    )
+    classifier = build_classifier(config, len(names)).eval()
+    out = export_classifier(classifier, names, 2.0, tmp_path / "shapes.cutline", {"Why": "to see"}, one_file=True)
+    given = pictures(40)
+    assert str(check_classifier(classifier, out, given)) == "40 of 40 classes are the same as in PyTorch"
+    ours = cutline.load(out)
+    pixels = np.stack([ours.pixels(picture) for picture in given])
+    with torch.no_grad():
+        logits = classifier((torch.from_numpy(pixels).permute(0, 3, 1, 2),))
+    np.testing.assert_allclose(ours.logits(pixels), logits.numpy(), atol=1e-4)
+    for guesses, wanted in zip(ours.classify(given, top=2), (logits / 2).softmax(1), strict=True):
+        best = wanted.argsort(descending=True)[:2].tolist()
+        assert [guess.label for guess in guesses] == [names[place] for place in best]
+        assert [guess.probability for guess in guesses] == pytest.approx(wanted[best].tolist(), abs=1e-4)
+    with pytest.raises(ModelError, match="puts pictures into classes"):
+        load(out)
+    with zipfile.ZipFile(out) as archive:
+        card = archive.read("README.md").decode()
+        assert set(archive.namelist()) == {"README.md", "bundle.json", "classes.json", "classifier.onnx"}
+    assert "cutline classify photo.jpg" in card
+    assert "## Why" in card
