@@ -1,35 +1,53 @@
-"""`cutline evaluate MODEL`: caption a split with a run's or a bundle's captioner, and score it."""
+"""`cutline evaluate MODEL`: caption or classify a split with a run's or a bundle's model, and score it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import tyro
 
 from cutline.cli.arguments import parse
-from cutline.console import progress
+from cutline.console import progress, say
 from cutline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from cutline.classify import Classifier
     from cutline.data.corpus import Corpus, Sample
     from cutline.evaluation.judge import Judged
-    from cutline.evaluation.text import Scores
     from cutline.predict import Captioner
+
+Row = dict[str, Any]
+GUESSES = 5
+"""Written of each picture."""
+
+
+class Judgement(Protocol):
+    """The scores of captions in a language, or of classes."""
+
+    @property
+    def signature(self) -> str: ...
+
+    def rows(self) -> dict[str, str]: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Caption pictures that have references, and score the captions. Needs no torch for a bundle."""
+    """Caption pictures that have references, or classify those that have labels, and score what comes out.
+
+    Needs no torch for a bundle.
+    """
 
     model: tyro.conf.Positional[Path]
     """A run folder (its bundle is used) or a bundle."""
     data: str = ""
-    """Captioned pictures in any format that train reads (default: those the run learned from)."""
+    """Pictures in any format that train reads (default: those the run learned from)."""
     data_format: str = "auto"
     """How to read them (cutline data formats lists the ways)."""
     split: Literal["val", "test", "train"] = "val"
@@ -38,12 +56,14 @@ class Evaluate:
     """Language of captions and references (default: every one that both have)."""
     beam: int | None = None
     """Beams (default: the model's own)."""
+    views: Literal[1, 2, 10] = 1
+    """Classify each picture as it is, also mirrored, or also moved a little to each corner, and take the mean."""
     limit: int = 0
-    """Score only the first so many pictures (0: all)."""
+    """Score only so many pictures, the first ones, or some of all classes (0: all)."""
     skip_bad: bool = False
     """Leave out what cannot be read."""
     out: Path | None = None
-    """Also write the captions here, as JSONL that cutline score reads."""
+    """Also write what was said of each picture here, as JSONL; captions as cutline score reads them."""
     format: Literal["text", "json"] = "text"
     """Table for people, or one JSON object."""
     quiet: bool = False
@@ -52,13 +72,32 @@ class Evaluate:
 
 def main(arguments: list[str]) -> int:
     given = parse(Evaluate, arguments, verb="evaluate")
-    from cutline.predict import load
+    from cutline.bundle import load
 
     if given.out and given.out.exists():
         raise ConfigError(f"{given.out} is there already", fix="name another file")
-    bundle = given.model / "bundle" if (given.model / "config.toml").exists() else given.model
-    captioner = load(bundle)
+    models = [load(bundle) for bundle in _bundles(given.model)]
     corpus = _corpus(given)
+    results = [_captions(m, corpus, given) if hasattr(m, "caption") else _classes(m, corpus, given) for m in models]
+    if given.out:
+        with given.out.open("x", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for _, rows in results for row in rows)
+    if given.format == "json":
+        print(json.dumps({of: each.to_dict() for scores, _ in results for of, each in scores.items()}, indent=1))
+    else:
+        for scores, _ in results:
+            show(scores)
+    return 0
+
+
+def _bundles(model: Path) -> list[Path]:
+    """The bundle that is named, or those of a run: one that has learned captions and classes has two."""
+    if not (model / "config.toml").exists():
+        return [model]
+    return [path for name in ("bundle", "bundle-classes") if (path := model / name).exists()] or [model / "bundle"]
+
+
+def _captions(captioner: Captioner, corpus: Corpus, given: Evaluate) -> tuple[Mapping[str, Judgement], list[Row]]:
     samples = corpus.split(given.split)[: given.limit or None]
     languages = [given.lang] if given.lang else [lang for lang in captioner.languages if lang in corpus.languages]
     if not languages:
@@ -67,17 +106,35 @@ def main(arguments: list[str]) -> int:
             expected="a language that both have",
         )
     results = {lang: _judge(captioner, samples, lang, corpus, given) for lang in languages}
-    if given.out:
-        _write(given.out, results)
-    if given.format == "json":
-        print(json.dumps({lang: judged.scores.to_dict() for lang, judged in results.items()}, indent=1))
-    else:
-        show({lang: judged.scores for lang, judged in results.items()})
-    return 0
+    rows = [
+        {"path": id, "captions": [{"text": caption.text, "score": caption.score, "lang": lang}]}
+        for lang, judged in results.items()
+        for id, caption in judged.captions.items()
+    ]
+    return {lang: judged.scores for lang, judged in results.items()}, rows
 
 
-def show(results: dict[str, Scores]) -> None:
-    """A table of scores with a column for each language, and the signature that says what they mean."""
+def _classes(classifier: Classifier, corpus: Corpus, given: Evaluate) -> tuple[Mapping[str, Judgement], list[Row]]:
+    from cutline.data.labels import evenly
+    from cutline.evaluation.judge_classes import judge_classes
+
+    labelled = [sample for sample in corpus.split(given.split) if sample.label is not None]
+    samples = evenly(labelled, given.limit) if given.limit else labelled
+    with progress(f"classifying {given.split}", len(samples), "pictures", quiet=given.quiet) as advance:
+        judged = judge_classes(classifier, samples, seen=given.views, advance=advance)
+    for id, why in judged.unreadable.items():
+        say(f"{id} is in no score: {why}")
+    labels = {sample.id: sample.label for sample in samples}
+    rows = []
+    for id, chances in judged.probabilities.items():
+        best = (-chances).argsort(kind="stable")[:GUESSES].tolist()
+        guesses = [{"label": classifier.classes[k], "probability": float(chances[k])} for k in best]
+        rows.append({"path": id, "label": labels[id], "guesses": guesses})
+    return {"classes": judged.scores}, rows
+
+
+def show(results: Mapping[str, Judgement]) -> None:
+    """A table of scores with a column for each language, or for classes, and the signature that says what they mean."""
     from rich.console import Console
     from rich.table import Table
 
@@ -114,11 +171,3 @@ def _judge(captioner: Captioner, samples: Sequence[Sample], lang: str, corpus: C
     learned = {text for sample in corpus.split("train") for text in sample.captions.get(lang, ())}
     with progress(f"captioning {given.split} ({lang})", len(samples), "pictures", quiet=given.quiet) as advance:
         return judge(caption, samples, lang, training=learned, advance=advance)
-
-
-def _write(out: Path, results: dict[str, Judged]) -> None:
-    with out.open("x", encoding="utf-8") as file:
-        for lang, judged in results.items():
-            for id, caption in judged.captions.items():
-                row = {"path": id, "captions": [{"text": caption.text, "score": caption.score, "lang": lang}]}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cutline.cli.evaluate import show
+from cutline.cli import finish_classes
+from cutline.cli.evaluate import Judgement, show
 from cutline.cli.finish import finish
 from cutline.config import Config
 from cutline.data.corpus import Corpus
@@ -81,10 +82,15 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     if ranks.first:
         assert at
         assert corpus
-        finished = finish(path, corpus, config, "val", quiet=given.quiet)
+        judged: list[Mapping[str, Judgement]] = []
+        if config.task != "classes":
+            finished = finish(path, corpus, config, "val", quiet=given.quiet)
+            judged.append({lang: each.scores for lang, each in finished.judged.items()})
+        if config.task != "captions":
+            judged.append({"classes": finish_classes.finish(path, corpus, "val", quiet=given.quiet)})
         Journal(path).write("finished", step=at.step)
-        if not given.quiet:
-            show({lang: each.scores for lang, each in finished.judged.items()})
+        for scores in judged if not given.quiet else ():
+            show(scores)
         print(path, flush=True)
 
 

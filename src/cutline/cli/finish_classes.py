@@ -1,0 +1,190 @@
+"""What follows the learning of classes: calibration, the bundle, its scores, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cutline.console import progress, say
+from cutline.errors import DataError, ModelError
+
+if TYPE_CHECKING:
+    from cutline.config import Config
+    from cutline.data.corpus import Corpus, Sample
+    from cutline.evaluation.classes import ClassScores
+    from cutline.models.classifier import Classifier
+    from cutline.models.compact import Weights
+    from cutline.report.classes import Classified
+
+CALIBRATION = "calibration.json"
+CHECKED = 200
+PLACES = {"classes": ("bundle", "report.html"), "both": ("bundle-classes", "report-classes.html")}
+"""Where the bundle and the page of classes are in a run folder; beside captions, those have the usual names."""
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    step: int | None = None,
+    weights: Weights = "fp32",
+    about: str = "",
+    one_file: bool = False,
+    force: bool = False,
+) -> Classifier:
+    """The run's best classifier as a bundle at `out`; returns the classifier in torch that it must equal."""
+    from cutline.engine.run import load_classifier
+    from cutline.export import export_classifier
+
+    classifier, names, config = load_classifier(run, step=step)
+    export_classifier(
+        classifier, names, _temperature(run), out, card(run, config, about),
+        weights=weights, one_file=one_file, force=force,
+    )  # fmt: skip
+    return classifier
+
+
+def card(run: Path, config: Config, about: str = "") -> dict[str, Any]:
+    """What a model card says of how the model came about and how good it was on validation, after `about`."""
+    from cutline.engine.classes import FIGURES
+    from cutline.engine.events import read
+
+    facts: dict[str, Any] = {"About": about} if about else {}
+    facts["Made from"] = {"run": run.resolve().name, "data": Path(config.data.path).name} | _of_model(config)
+    validations = [event for event in read(run / "events.jsonl") if event["kind"] == "validation"]
+    if validations:
+        best = max(validations, key=lambda event: (event["best"], event["step"]))
+        facts["Validation scores (0 to 100, but for nats)"] = {k: best[k] for k in FIGURES if k in best}
+    facts["Limits"] = (
+        "It knows the classes that it was shown and no others: of anything else it names the one that is most like it, "
+        "and its probabilities hold only for pictures like those it was judged on. Let a person look at what matters."
+    )
+    return facts
+
+
+@dataclass(frozen=True)
+class Guessed:
+    """Pictures with a label that could be read, and what a classifier made of them."""
+
+    samples: Sequence[Sample]
+    labels: np.ndarray
+    logits: np.ndarray
+
+
+def finish(run: Path, corpus: Corpus, split: str, *, quiet: bool = False) -> ClassScores:
+    """Calibrate, export, check, score the split with the calibrated probabilities, and write the report."""
+    from cutline import durable
+    from cutline.engine.run import load_classifier
+    from cutline.evaluation.classes import fit_temperature
+    from cutline.export import check_classifier
+    from cutline.report.classes import Classified
+
+    classifier, names, config = load_classifier(run)
+    judged = _guess(classifier, names, config, corpus, "val", quiet)
+    temperature = fit_temperature(judged.logits, judged.labels)
+    durable.write(run / CALIBRATION, json.dumps({"temperature": temperature, "split": "val"}).encode())
+    say(f"exporting the bundle (temperature {temperature:.2f})", quiet=quiet)
+    bundle = run / PLACES[config.task][0]
+    export(run, bundle, force=True)
+    agreement = check_classifier(classifier, bundle, [sample.image for sample in judged.samples[:CHECKED]])
+    say(f"the bundle against PyTorch: {agreement}", quiet=quiet)
+    if not agreement.reached:
+        raise ModelError(f"the bundle {bundle} does not classify as PyTorch does: {agreement}")
+    if split != "val":
+        judged = _guess(classifier, names, config, corpus, split, quiet)
+    pictures = [sample.image for sample in judged.samples]
+    found = Classified(pictures, judged.labels, judged.logits, names, temperature)
+    write_page(run, config, classifier, found, split)
+    return found.scores()
+
+
+def _guess(
+    classifier: Classifier, names: Sequence[str], config: Config, corpus: Corpus, split: str, quiet: bool
+) -> Guessed:
+    """Classify the labelled pictures of a split, as training and validation see them."""
+    import torch
+
+    from cutline.engine.classes import ClassTask, numbered
+    from cutline.engine.sources import PictureSource
+
+    there = [sample for sample in corpus.split(split) if sample.label is not None]
+    source = PictureSource(there, classifier.encoder.transform, config.pictures)
+    task, unreadable = ClassTask(config, classifier, names, there, source), dict[str, str]()
+    chosen, logits = [], []
+    with progress(f"classifying {split}", len(there), "pictures", quiet=quiet) as advance:
+        everything = np.arange(len(there))
+        for indices, found in task.guess(everything, config.training.batch, torch.device("cpu"), unreadable):
+            chosen.append(indices)
+            logits.append(found)
+            advance(len(indices))
+    if unreadable:
+        say(f"{len(unreadable)} pictures of the split {split} cannot be read; they are in no score")
+    if not chosen:
+        raise DataError(f"no picture of the split {split} with a label can be read", expected="at least one")
+    samples = [there[index] for index in np.concatenate(chosen)]
+    return Guessed(samples, numbered(samples, names), np.concatenate(logits))
+
+
+def _temperature(run: Path) -> float:
+    """What calibrates the probabilities of a run; 1, which changes nothing, before it has come to its end."""
+    try:
+        return float(json.loads((run / CALIBRATION).read_text(encoding="utf-8"))["temperature"])
+    except FileNotFoundError:
+        return 1.0
+
+
+def write_page(run: Path, config: Config, classifier: Classifier, found: Classified, split: str) -> Path:
+    from cutline.engine.events import read
+    from cutline.evaluation import cost
+    from cutline.report.classes import write_class_report
+    from cutline.report.inside import Inside
+
+    transform = classifier.encoder.transform
+    facts = {"data": f"{config.data.path}, split {split}"} | _of_model(config)
+    facts["parameters"] = f"{cost.parameters(classifier) / 1e6:.2f} M"
+    facts["multiply-adds"] = f"{_multiply_adds(classifier) / 1e6:,.0f} M for a picture"
+    return write_class_report(
+        run / PLACES[config.task][1],
+        title=run.resolve().name,
+        facts=facts,
+        found=found,
+        events=read(run / "events.jsonl"),
+        transform=transform,
+        inside=Inside(classifier, transform),
+    )
+
+
+def _multiply_adds(classifier: Classifier) -> int:
+    import torch
+
+    from cutline.evaluation import cost
+
+    size = classifier.encoder.transform.size
+    return cost.multiply_adds(classifier, (torch.zeros(1, 3, size, size, dtype=torch.uint8),))
+
+
+def _of_model(config: Config) -> dict[str, str]:
+    """What the model is and how it learned, in words; of a run in stages, its last one."""
+    from dataclasses import asdict
+
+    last = config.stage(max(len(config.stages) - 1, 0))
+    head, training = config.classes, last.training
+    changes = {name.removeprefix("augment_"): value for name, value in asdict(last.pictures).items() if value}
+    plain = ("size", "fit") if last.pictures.augment_crop < 1 else ("size", "fit", "crop")
+    told = ", ".join(
+        name if value is True else f"{name} {value:g}" for name, value in changes.items() if name not in plain
+    )
+    return {
+        "encoder": config.encoder.name,
+        "head": "one layer" if head.head == "linear" else f"two layers, {head.hidden} wide",
+        "balance": head.balance,
+        "training": f"{training.epochs} epochs, {training.batch} pictures a step, seed {config.seed}"
+        + (f", the last of {len(config.stages)} stages" if config.stages else ""),
+        "smoothing and averaging": f"label smoothing {training.label_smoothing:g}, average {training.ema:g}",
+        "changed at random": told or "nothing",
+    }
