@@ -1,4 +1,4 @@
-"""`cutline train`: from a folder of captioned pictures to a run folder with a bundle in it."""
+"""`cutline train`: from a folder of captioned or labelled pictures to a run folder with a bundle in it."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from cutline.console import say
 from cutline.errors import ConfigError, choose
 
 FLAGS = {
+    "task": "task",
     "data": "data.path",
     "format": "data.format",
     "languages": "data.languages",
@@ -30,6 +31,8 @@ FLAGS = {
     "decoder": "decoder.kind",
     "attention": "decoder.attention",
     "hidden": "decoder.hidden",
+    "head": "classes.head",
+    "balance": "classes.balance",
     "words": "words.kind",
     "embeddings": "words.embeddings",
     "epochs": "training.epochs",
@@ -51,7 +54,8 @@ FLAGS = {
 @dataclass(frozen=True)
 class Switches:
     preset: str = ""
-    """Start from these settings: scenes, frozen (unless said otherwise), or finetuned."""
+    """Start from these settings: for captions scenes, frozen (unless said otherwise), finetuned, flickr8k or coco; for
+    classes probe, transfer or scratch."""
     config: Path | None = None
     """Then take what this file says (every setting has its place in it)."""
     resume: Path | None = None
@@ -163,7 +167,9 @@ def _form() -> type[Any]:
         shape = tyro.conf.arg(help=help, help_behavior_hint="", metavar=_shape(kind))
         fields.append((flag, Annotated[kind | None, shape], dataclasses.field(default=None)))
     made = dataclasses.make_dataclass("Train", fields, frozen=True)
-    made.__doc__ = "Teach a captioner. The run folder is the first and the last line printed."
+    made.__doc__ = (
+        "Teach a captioner, a classifier, or both at once. The run folder is the first and last line printed."
+    )
     return made
 
 
