@@ -76,7 +76,7 @@ def flickr8k() -> Config:
         training=TrainingConfig(
             batch=32, captions=5, precision="bf16", ema=0.998, validate_every=2, validate_limit=400, choose_search=True
         ),
-        search=SearchConfig(beam=3, max_length=24),
+        search=SearchConfig(beam=3, max_length=24, say_once=True),
         stages=(
             {"training": {"epochs": 3, "rate": 8e-4, "schedule": "constant", "validate_every": 3}},
             {

@@ -8,7 +8,7 @@ from pathlib import Path
 from cutline.errors import ModelError
 
 FILE = Path(__file__).with_name("starter.cutline")
-SHA256 = ""
+SHA256 = "4abb88598fc09b3e82f281833a27e2a1bc788b05964f12f3cd2c29300b106d00"
 
 
 def starter() -> Path:

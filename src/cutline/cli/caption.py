@@ -17,7 +17,7 @@ import tyro
 
 from cutline.cli.arguments import parse
 from cutline.console import Advance, progress, say
-from cutline.errors import ConfigError, ModelError
+from cutline.errors import ConfigError
 
 if TYPE_CHECKING:
     from cutline.predict import Captioned, Captioner
@@ -30,7 +30,7 @@ class Caption:
     pictures: tyro.conf.Positional[tuple[str, ...]]
     """Pictures, folders, globs, or - for paths on standard input (or one picture's bytes)."""
     model: Path | None = None
-    """A bundle or a run (default: $CUTLINE_MODEL, else the newest under ./runs and ./demo)."""
+    """A bundle or a run (default: $CUTLINE_MODEL, else the newest under ./runs and ./demo, else the one in the box)."""
     format: Literal["text", "json", "jsonl", "csv"] = "text"
     """How to write the captions."""
     out: Path | None = None
@@ -89,17 +89,16 @@ def main(arguments: list[str]) -> int:
 
 
 def find_model() -> Path:
-    """$CUTLINE_MODEL, or the newest bundle in the usual places below this folder."""
+    """$CUTLINE_MODEL, or the newest bundle in the usual places below this folder, or the one in the box."""
     if named := os.environ.get("CUTLINE_MODEL"):
         return Path(named)
     found = [path for place in ("runs", "demo") for path in Path(place).glob("**/bundle.json")]
     found += [path for place in ("runs", "demo") for path in Path(place).glob("**/*.cutline")]
     if not found:
-        raise ModelError(
-            "no model to caption with",
-            expected="--model BUNDLE, or $CUTLINE_MODEL, or a run under ./runs or ./demo",
-            fix="cutline demo makes one in a few minutes",
-        )
+        from cutline.starter import starter
+
+        say("model: the one that comes with Cutline (--model BUNDLE for another)")
+        return starter()
     newest = max(found, key=lambda path: path.stat().st_mtime)
     model = newest.parent if newest.name == "bundle.json" else newest
     say(f"model: {model}")

@@ -61,6 +61,8 @@ def main(arguments: list[str]) -> int:
     for line in guesses(prepared.corpus):
         print(line)
     print(finished.looks)
+    for line in photograph():
+        print(line)
     print(f"\ndone in {duration(time.monotonic() - started)}")
     print(f"look:     {folder / 'report.html'}")
     picture = prepared.corpus.split("test")[0].image
@@ -112,6 +114,20 @@ def guesses(corpus: Corpus, lang: str = "en") -> list[str]:
     shuffled = score({sample.id: _shuffled(sample.captions[lang], sample.id) for sample in test}, references)
     told = {"the commonest training caption for every picture": always, "the right words in random order": shuffled}
     return [f"{what + ':':<50} BLEU-4 {s.bleu[3]:.1f}, CIDEr-D {s.cider:.1f}" for what, s in told.items()]
+
+
+def photograph() -> list[str]:
+    """What the captioner in the box says of a real photograph, one that scikit-learn brings along."""
+    from importlib.resources import as_file, files
+
+    from cutline.predict import load
+    from cutline.starter import starter
+
+    captioner = load(starter())
+    with as_file(files("sklearn.datasets.images") / "flower.jpg") as picture:
+        said = {lang: captioner.caption(picture, lang=lang)[0].text for lang in captioner.languages}
+    lines = [f"  {lang}: {text}" for lang, text in said.items()]
+    return ["", "a real photograph (flower.jpg of scikit-learn), by the captioner that comes with Cutline:", *lines]
 
 
 def _shuffled(captions: Sequence[str], seed: str) -> str:
