@@ -105,7 +105,7 @@ def _eager() -> Callable[[list[Path]], object]:
 
 
 def _blip() -> Callable[[Image.Image], object]:
-    """A captioner of BLIP-base's shape with random weights, as transformers runs it: 384 pixels, a ViT-B and a BERT-base."""
+    """A captioner of BLIP-base's shape with random weights in transformers: 384 pixels, ViT-B and BERT-base."""
     import torch
     from transformers import BlipConfig, BlipForConditionalGeneration
 
