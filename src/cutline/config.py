@@ -79,7 +79,8 @@ class EncoderConfig:
     """"small" (our own, learns from scratch), vgg16, resnet50, inception_v3, densenet121, mobilenetv2_100,
     or any other timm model; with arguments for timm, where weights need them: NAME:key=value,key=value."""
     weights: str = "auto"
-    """"auto" (none for "small", else the hub), "hub", "none" (random, said out loud), or a local file."""
+    """"auto" (none for our own, else the hub), "hub", "none" (random, said out loud), a local file, or a run's folder:
+    then the encoder that this run has learned is given to the new one, and its name need not be said."""
     train: str = "auto"
     """Which part learns: "nothing", "all", a stage from which on it learns ("stage3"), or "auto"
     ("all" for "small" and for random weights, else "nothing")."""

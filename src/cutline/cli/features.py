@@ -23,7 +23,7 @@ class Build:
     """The encoder's name: vgg16, resnet50, inception_v3, densenet121, or any other timm model (default:
     mobilenetv2_100, as in `cutline train`)."""
     weights: str | None = None
-    """"hub", "none" (random), or a local file."""
+    """"hub", "none" (random), a local file, or the folder of a run whose encoder is meant."""
     out: Path | None = None
     """The store's folder (default: in the user's cache, where `cutline train` finds it)."""
     config: Path | None = None
@@ -70,11 +70,11 @@ def _build(arguments: list[str]) -> int:
     given = parse(Build, arguments, verb="features build")
     from cutline import config as configuration
     from cutline.data import sources
+    from cutline.engine import taught
     from cutline.presets import PRESETS
 
-    config = PRESETS["frozen"]()  # as `cutline train` begins, so that it finds what is built here
-    if given.config:
-        config = configuration.load(given.config, config)
+    base = PRESETS["frozen"]()  # as `cutline train` begins, so that it finds what is built here
+    config = configuration.load(given.config, base) if given.config else base
     data = replace(
         config.data,
         path=given.data or config.data.path,
@@ -85,13 +85,14 @@ def _build(arguments: list[str]) -> int:
     encoder = replace(
         config.encoder, name=given.encoder or config.encoder.name, weights=given.weights or config.encoder.weights
     )
-    config = replace(config, data=data, encoder=encoder)
+    config = taught.named(replace(config, data=data, encoder=encoder), base, keep=given.encoder is not None)
     if given.batch < 1 or given.threads < 0:
         raise ConfigError("--batch and --threads count pictures and threads", expected="a positive number")
     corpus = sources.read(config, quiet=given.quiet)
 
     import torch
 
+    from cutline.engine.run import take_encoder
     from cutline.features import build, store_path
     from cutline.features.build import key_of
     from cutline.models.encoders import build_encoder
@@ -100,7 +101,9 @@ def _build(arguments: list[str]) -> int:
     threads = given.threads or config.threads
     if threads:
         torch.set_num_threads(threads)
-    network = build_encoder(encoder, config.pictures)
+    network = build_encoder(taught.without(config).encoder, config.pictures)
+    if teacher := taught.by(config.encoder):
+        take_encoder(network, teacher, config.encoder)
     out = given.out or store_path(key_of(network), [sample.id for sample in corpus.samples])
     store = build(
         corpus.samples,

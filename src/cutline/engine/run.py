@@ -18,14 +18,14 @@ from torch import Tensor
 import cutline
 from cutline import config as configuration
 from cutline import durable
-from cutline.config import Config
+from cutline.config import Config, EncoderConfig
 from cutline.console import say
 from cutline.data import mirror
 from cutline.data.corpus import Corpus, Sample
 from cutline.data.labels import balance, count_labels, evenly
 from cutline.data.sources import read
 from cutline.data.words import Words
-from cutline.engine import choose, folder, snapshot, weights
+from cutline.engine import choose, folder, snapshot, taught, weights
 from cutline.engine.augment import augments
 from cutline.engine.batches import Batches, Captions, Labels
 from cutline.engine.checkpoint import Checkpoints
@@ -42,6 +42,8 @@ from cutline.features import open_or_build
 from cutline.models.both import TwoHeaded, build_both
 from cutline.models.captioner import Captioner, build_captioner
 from cutline.models.classifier import Classifier, build_classifier
+from cutline.models.encoders import Encoder, settle
+from cutline.models.weights import fit_weights
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,26 @@ def _tell(config: Config, known: Known, texts: Mapping[str, Sequence[str]], lear
 
 def build(config: Config, known: Known) -> Model:
     """The model of a run, for what it knows."""
+    model = _shaped(taught.without(config), known)
+    if teacher := taught.by(config.encoder):
+        take_encoder(model.encoder, teacher, config.encoder)
+    return model
+
+
+def take_encoder(encoder: Encoder, teacher: Path, config: EncoderConfig) -> None:
+    """Let an encoder begin as the one that another run has taught, which must be of the same name."""
+    learned = load_model(teacher)[0].encoder
+    if learned.name != config.name:
+        raise ModelError(
+            f"the encoder that {teacher} has taught is '{learned.name}', not '{config.name}'",
+            expected=f'encoder.name = "{learned.name}"',
+            fix="leave out --encoder, and the run's own is taken; or name other weights (--weights)",
+        )
+    fit_weights(encoder, learned.state_dict(), teacher)
+    settle(encoder, config.train, learned=True)
+
+
+def _shaped(config: Config, known: Known) -> Model:
     if not known.words:
         return build_classifier(config, len(known.classes))
     if not known.classes:

@@ -79,9 +79,13 @@ def build_encoder(config: EncoderConfig, pictures: PicturesConfig) -> Encoder:
         from cutline.models.pretrained import TimmEncoder
 
         encoder = TimmEncoder(config, pictures)
-    learned = config.weights != "none" and not (ours and config.weights == "auto")
+    return settle(encoder, config.train, learned=config.weights != "none" and not (ours and config.weights == "auto"))
+
+
+def settle(encoder: Encoder, train: str, *, learned: bool) -> Encoder:
+    """Freeze what is not to learn; `learned` says whether the weights are worth something already."""
     encoder.still = learned
-    freeze(encoder, config.train if config.train != "auto" else "nothing" if learned else "all")
+    freeze(encoder, train if train != "auto" else "nothing" if learned else "all")
     return encoder.train()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,11 @@ WAYS_OUT = 'name a file (--weights FILE), or learn from scratch (--weights "none
 
 def load_weights(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
     """From a safetensors file, or a PyTorch file that holds tensors and nothing else, but for names that begin so."""
-    given = {key: tensor for key, tensor in _read(path).items() if not key.startswith(ignore)}
+    fit_weights(model, {key: tensor for key, tensor in _read(path).items() if not key.startswith(ignore)}, path)
+
+
+def fit_weights(model: nn.Module, given: Mapping[str, Tensor], path: Path) -> None:
+    """Take all of these, which came from `path`; they must be of this very model."""
     wanted = model.state_dict()
     # Counters of training steps, which evaluation does not need and converted files do not have.
     absent = [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")]
@@ -25,14 +30,15 @@ def load_weights(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> 
             more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
             raise ModelError(
                 f"{path} does not fit the encoder: it {problem} {', '.join(keys[:3])}{more}",
-                expected="weights in timm's naming, of the very model that encoder.name says",
+                expected="weights of the very model that encoder.name says, in timm's naming if it is timm's, and of a "
+                "plain deep network at the same pictures.size",
             )
     model.load_state_dict({k: v.to(wanted[k].dtype) for k, v in given.items()}, strict=False)
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise ModelError(f"no weights file {path}", expected='a file, "hub" or "none"', fix=WAYS_OUT)
+        raise ModelError(f"no weights file {path}", expected='a file, a run folder, "hub" or "none"', fix=WAYS_OUT)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load
