@@ -135,6 +135,9 @@ class TrainingConfig:
     which choose among the likeliest words as `search.top_p` and `search.temperature` say."""
     reward_bleu: float = 0.0
     """Weight of BLEU-4 (0 to 1) beside CIDEr-D (0 to 10) in the reward (objective "self_critical")."""
+    ground: float = 0.0
+    """Weight of the given captions' cross-entropy beside the reward, which keeps languages with few captions from
+    drifting (objective "self_critical")."""
     batch: int = 64
     """Pictures in a step."""
     captions: int = 1
@@ -317,6 +320,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("health.gpu_celsius", "health.checkpoint_minutes"), (0, math.inf)),
     **dict.fromkeys(("health.memory", "health.gpu_memory", "health.loader", "training.unreadable"), (0, 1)),
     "training.reward_bleu": (0, math.inf),
+    "training.ground": (0, math.inf),
     **dict.fromkeys(("training.bad_steps", "processes"), (1, math.inf)),
     "health.port": (0, 65535),
     "pictures.augment_crop": (0.01, 1),

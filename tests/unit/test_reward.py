@@ -181,3 +181,26 @@ def test_a_task_learns_from_its_own_captions(candidates: str, scenes_folder: Pat
     assert len({tuple(row) for row in tokens[0].tolist()}) > 1
     assert told == -batch.amount
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.encoder.parameters())
+
+
+def test_given_captions_keep_their_part_beside_the_reward(scenes_folder: Path) -> None:
+    """Where no caption is better than the others, what is left to learn from is what people wrote."""
+    settings = {
+        "threads": 1, "data": {"path": str(scenes_folder)}, "words": {"min_count": 1}, "pictures": {"size": 48},
+        "decoder": {"hidden": 16, "dropout": 0.0}, "search": {"max_length": 9}, "encoder": {"train": "nothing", "weights": "none"},
+        "training": {"batch": 8, "captions": 2, "objective": "self_critical", "ground": 0.25, "label_smoothing": 0.1},
+    }  # fmt: skip
+    prepared = run.prepare(configuration.from_dict(settings), quiet=True)
+    task, batch = prepared.task, prepared.batches[0]
+
+    class Indifferent:
+        mean = 0.0
+
+        def __call__(self, pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(tokens.shape[:2])
+
+    task.critic = Indifferent()  # type: ignore[assignment]
+    loss, told = task.loss(batch, 1.0, batch.amount, 0.0)
+    nats, _ = task.model.cross_entropy(batch.inputs, batch.tokens, smoothing=0.1)
+    assert float(loss.detach()) == pytest.approx(0.25 * float(nats.detach()) / batch.amount, rel=1e-5)
+    assert told == 0.0

@@ -167,9 +167,14 @@ class CaptioningTask:
 
     def _reinforce(self, critic: Critic, batch: Batch, amount: int) -> tuple[Tensor, float]:
         """The loss whose gradient makes better captions likelier; what is told of it is the reward, below nought."""
+        training = self.config.training
+        features = self.model.features(batch.inputs)
         begins = batch.tokens[:, 0, 0].cpu()
-        better = self.model.reinforce(batch.inputs, partial(self._candidates, begins), partial(critic, batch.pictures))
-        return better / amount, -critic.mean * batch.amount
+        loss = self.model.reinforce(features, partial(self._candidates, begins), partial(critic, batch.pictures))
+        if training.ground:
+            nats, _ = self.model.cross_entropy(features, batch.tokens, smoothing=training.label_smoothing)
+            loss = loss + training.ground * nats
+        return loss / amount, -critic.mean * batch.amount
 
     def _candidates(self, begins: Tensor, features: Features) -> Tensor:
         """Captions (B,N,T+1) of pictures, each in the language of its begin token."""
