@@ -187,7 +187,8 @@ def test_given_captions_keep_their_part_beside_the_reward(scenes_folder: Path) -
     """Where no caption is better than the others, what is left to learn from is what people wrote."""
     settings = {
         "threads": 1, "data": {"path": str(scenes_folder)}, "words": {"min_count": 1}, "pictures": {"size": 48},
-        "decoder": {"hidden": 16, "dropout": 0.0}, "search": {"max_length": 9}, "encoder": {"train": "nothing", "weights": "none"},
+        "encoder": {"train": "nothing", "weights": "none"}, "decoder": {"hidden": 16, "dropout": 0.0},
+        "search": {"max_length": 9},
         "training": {"batch": 8, "captions": 2, "objective": "self_critical", "ground": 0.25, "label_smoothing": 0.1},
     }  # fmt: skip
     prepared = run.prepare(configuration.from_dict(settings), quiet=True)
