@@ -32,6 +32,8 @@ PARTS = {
     "classes": ("classifier.onnx", "classes.json"),
 }
 """What is verified, by kind; the model card, README.md, is anyone's to edit."""
+IN_RUN = ("bundle", "bundle-classes")
+"""Where a run folder has its bundle; the second is for classes, of a run that has learned captions as well."""
 
 Array = NDArray[Any]
 Picture = str | Path | bytes | Image.Image | Array
@@ -78,11 +80,16 @@ def load(path: str | Path, *, backend: Backend = "auto", precision: Precision = 
     return Captioner(bundle)
 
 
-def open_bundle(path: str | Path, backend: Backend = "auto", precision: Precision = "fp32", threads: int = 0) -> Bundle:
-    """Refused unless every file is as it was written. `threads` 0 takes all cores."""
+def open_bundle(
+    path: str | Path, backend: Backend = "auto", precision: Precision = "fp32", threads: int = 0, *, kind: str = ""
+) -> Bundle:
+    """Refused unless every file is as it was written. `threads` 0 takes all cores.
+
+    Of a run that has several, it is the one of this kind.
+    """
     path = Path(path)
-    if (path / "bundle" / MANIFEST).is_file():  # a run folder
-        path = path / "bundle"
+    if inside := [path / name for name in IN_RUN if (path / name / MANIFEST).is_file()]:  # a run folder
+        path = next((each for each in inside if kind_of(each) == kind), inside[0]) if len(inside) > 1 else inside[0]
     choose(backend, ("auto", "onnxruntime", "openvino"), "backend")
     choose(precision, ("fp32", "bf16"), "precision")
     if precision == "bf16" and backend == "onnxruntime":
@@ -94,6 +101,14 @@ def open_bundle(path: str | Path, backend: Backend = "auto", precision: Precisio
         open_graph = _openvino(threads, precision) if fast else _onnxruntime(threads)
         facts, files = reading.result()
     return Bundle(path, facts, files, open_graph)
+
+
+def kind_of(path: Path) -> str:
+    """What kind of bundle this is, by its own word: none of it is verified."""
+    try:
+        return str(json.loads(_read_files(path, (MANIFEST,))[MANIFEST]).get("kind", "captions"))
+    except (ValueError, AttributeError):
+        raise _no_manifest(path) from None
 
 
 def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -114,9 +129,7 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         if seal != seal_of(facts) or kind not in PARTS or set(listed) != set(PARTS[kind]):
             raise _damaged(path, f"{MANIFEST} does not match its seal")
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ModelError(
-            f"{path}: {MANIFEST} is not a bundle's", expected="a folder or file from cutline export"
-        ) from None
+        raise _no_manifest(path) from None
     files = _read_files(path, PARTS[kind])
     for name, data in files.items():
         if len(data) != listed[name]["bytes"]:
@@ -251,6 +264,10 @@ def _read_files(path: Path, names: Sequence[str]) -> dict[str, bytes]:
         raise ModelError(
             f"{path} is not a bundle: {error}", expected="a folder or a file from cutline export"
         ) from None
+
+
+def _no_manifest(path: Path) -> ModelError:
+    return ModelError(f"{path}: {MANIFEST} is not a bundle's", expected="a folder or file from cutline export")
 
 
 def _damaged(path: Path, why: str) -> ModelError:

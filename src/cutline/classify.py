@@ -39,7 +39,7 @@ class Classified(NamedTuple):
 
 def load(path: str | Path, *, backend: Backend = "auto", precision: Precision = "fp32", threads: int = 0) -> Classifier:
     """The classifier in a bundle (a folder or one file), or in a run's."""
-    return Classifier(open_bundle(path, backend, precision, threads))
+    return Classifier(open_bundle(path, backend, precision, threads, kind="classes"))
 
 
 class Classifier:

@@ -68,7 +68,7 @@ class _Plan(NamedTuple):
 
 def load(path: str | Path, *, backend: Backend = "auto", precision: Precision = "fp32", threads: int = 0) -> Captioner:
     """The captioner in a bundle (a folder or one file), or in a run's."""
-    return Captioner(open_bundle(path, backend, precision, threads))
+    return Captioner(open_bundle(path, backend, precision, threads, kind="captions"))
 
 
 class Captioner:

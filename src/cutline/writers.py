@@ -1,4 +1,4 @@
-"""Captions of many pictures as text, JSON, JSON lines or CSV, one picture at a time as they come."""
+"""What is said of many pictures as text, JSON, JSON lines or CSV, one picture at a time as the results come."""
 
 from __future__ import annotations
 
@@ -6,67 +6,129 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
-from cutline.predict import Caption, Captioned
+from cutline.errors import CutlineError
 
-Writer = Callable[[Iterable[Captioned]], Iterator[str]]
-"""Results to pieces of text; each piece is whole lines and can be shown at once."""
+if TYPE_CHECKING:
+    from cutline.classify import Classified, Guess
+    from cutline.predict import Caption, Captioned
 
 
-def text(results: Iterable[Captioned]) -> Iterator[str]:
-    """`path: caption`, a line for each caption; a picture without one is left out."""
+class Result(Protocol):
+    """A picture of many, or why nothing is said of it."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def error(self) -> CutlineError | None: ...
+
+
+R = TypeVar("R", bound=Result)
+
+
+class Form(NamedTuple, Generic[R]):
+    """How what is said of a picture is put; none of it is asked of a picture with an error."""
+
+    lines: Callable[[R], Iterable[str]]
+    entries: Callable[[R], dict[str, Any]]
+    columns: Sequence[str]
+    cells: Callable[[R], Iterable[Sequence[str]]]
+    """The rows of a table, without the path before and the error behind."""
+
+
+def text(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+    """`path: line`; a picture with an error is left out."""
     for result in results:
-        for caption in _captions(result):
-            yield f"{result.path}: {caption.text}\n"
+        if not result.error:
+            yield from (f"{result.path}: {line}\n" for line in form.lines(result))
 
 
-def bare(results: Iterable[Captioned]) -> Iterator[str]:
-    """Captions only: for a single picture, whose path needs no saying."""
+def bare(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+    """Lines only: for a single picture, whose path needs no saying."""
     for result in results:
-        yield from (f"{caption.text}\n" for caption in _captions(result))
+        if not result.error:
+            yield from (f"{line}\n" for line in form.lines(result))
 
 
-def jsonl(results: Iterable[Captioned]) -> Iterator[str]:
-    """`{"path": …, "captions": [{"text": …, "score": …, "lang": …}]}` or `{"path": …, "error": …}` a line."""
-    return (_dump(_row(result)) + "\n" for result in results)
+def jsonl(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+    """`{"path": …}` with the entries, or with an `error`, a line."""
+    return (_dump(form, result) + "\n" for result in results)
 
 
-def json_list(results: Iterable[Captioned]) -> Iterator[str]:
+def json_list(form: Form[R], results: Iterable[R]) -> Iterator[str]:
     """One JSON list of what `jsonl` has in its lines."""
     lead = "[\n"
     for result in results:
-        yield lead + _dump(_row(result))
+        yield lead + _dump(form, result)
         lead = ",\n"
     yield "\n]\n" if lead == ",\n" else "[]\n"
 
 
-def csv_table(results: Iterable[Captioned]) -> Iterator[str]:
-    """A row for each caption, or for the error of a picture that has none."""
-    yield _csv_line("path", "caption", "score", "lang", "error")
+def csv_table(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+    """The rows of each picture, or one for its error."""
+    yield _csv_line("path", *form.columns, "error")
     for result in results:
+        path = str(result.path)
         if result.error:
-            yield _csv_line(str(result.path), "", "", "", _one_line(result))
-        for caption in _captions(result):
-            yield _csv_line(str(result.path), caption.text, f"{caption.score:.6f}", caption.lang, "")
+            yield _csv_line(path, *("" for _ in form.columns), _one_line(result))
+        else:
+            yield from (_csv_line(path, *cells, "") for cells in form.cells(result))
 
 
-WRITERS: dict[str, Writer] = {"text": text, "json": json_list, "jsonl": jsonl, "csv": csv_table}
+Writer = Callable[[Form[R], Iterable[R]], Iterator[str]]
+"""Results to pieces of text; each piece is whole lines and can be shown at once."""
+WRITERS: dict[str, Writer[Any]] = {"text": text, "json": json_list, "jsonl": jsonl, "csv": csv_table}
+
+
+def captions() -> Form[Captioned]:
+    """A line, an entry or a row for each caption: `{"captions": [{"text": …, "score": …, "lang": …}]}`."""
+    return Form(
+        lines=lambda result: (caption.text for caption in _captions(result)),
+        entries=lambda result: {"captions": [_caption(caption) for caption in _captions(result)]},
+        columns=("caption", "score", "lang"),
+        cells=lambda result: ((each.text, f"{each.score:.6f}", each.lang) for each in _captions(result)),
+    )
+
+
+def classes(top: int) -> Form[Classified]:
+    """A line or a row for each picture, with so many classes: `{"classes": [{"label": …, "probability": …}]}`.
+
+    A table has `label` and `probability` for the likeliest, `label_2` and `probability_2` for the next, and so on.
+    """
+    places = ("", *(f"_{place}" for place in range(2, top + 1)))
+    return Form(
+        lines=lambda result: [", ".join(_shown(result))],
+        entries=lambda result: {
+            "classes": [{"label": each.label, "probability": round(each.probability, 6)} for each in _guesses(result)]
+        },
+        columns=[f"{name}{place}" for place in places for name in ("label", "probability")],
+        cells=lambda result: [[c for each in _guesses(result) for c in (each.label, f"{each.probability:.6f}")]],
+    )
+
+
+def _guesses(result: Classified) -> tuple[Guess, ...]:
+    return result.guesses or ()
+
+
+def _shown(result: Classified) -> Iterator[str]:
+    """`cat 97.1 %`: the likeliest, and the others that come to anything."""
+    for place, guess in enumerate(_guesses(result)):
+        if not place or guess.probability >= LEAST_SHOWN:
+            yield f"{' '.join(guess.label.split())} {100 * guess.probability:.1f} %"
+
+
+LEAST_SHOWN = 0.01
+"""Less likely classes are left out of a line of text."""
 
 
 def _captions(result: Captioned) -> tuple[Caption, ...]:
     return (result.caption, *result.caption.alternatives) if result.caption else ()
 
 
-def _row(result: Captioned) -> dict[str, Any]:
-    row: dict[str, Any] = {"path": str(result.path)}
-    if result.error:
-        return row | {"error": _one_line(result)}
-    return row | {"captions": [_entry(caption) for caption in _captions(result)]}
-
-
-def _entry(caption: Caption) -> dict[str, Any]:
+def _caption(caption: Caption) -> dict[str, Any]:
     score = round(caption.score, 6) if math.isfinite(caption.score) else None
     entry: dict[str, Any] = {"text": caption.text, "score": score, "lang": caption.lang}
     if caption.attention is not None:
@@ -75,13 +137,15 @@ def _entry(caption: Caption) -> dict[str, Any]:
     return entry
 
 
-def _one_line(result: Captioned) -> str:
+def _one_line(result: Result) -> str:
     """The error without the path that its row already has."""
     assert result.error is not None
     return result.error.what.removeprefix(f"{result.path}: ")
 
 
-def _dump(row: dict[str, Any]) -> str:
+def _dump(form: Form[R], result: R) -> str:
+    said = {"error": _one_line(result)} if result.error else form.entries(result)
+    row = {"path": str(result.path)} | said
     line = json.dumps(row, ensure_ascii=False)
     try:
         line.encode()

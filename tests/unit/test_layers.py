@@ -23,7 +23,10 @@ LAYERS = [
 TORCH_FREE = [
     *("config.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
     *("bundle.py", "classify.py", "predict.py", "writers.py", "starter.py"),
-    *(f"cli/{verb}.py" for verb in ("__init__", "caption", "score", "data", "doctor", "completion")),
+    *(
+        f"cli/{verb}.py"
+        for verb in ("__init__", "caption", "classify", "pictures", "score", "data", "doctor", "completion")
+    ),
     *(f"cli/{verb}.py" for verb in ("runs", "watch", "telling", "compare")),
     *(f"engine/{part}.py" for part in ("__init__", "checkpoint", "folder", "journal", "lines", "runs", "tidy")),
     *(f"engine/{part}.py" for part in ("alerts", "machine", "watch")),

@@ -14,7 +14,7 @@ import pytest
 
 from cutline.errors import DataError
 from cutline.predict import Caption, Captioned
-from cutline.writers import WRITERS, bare
+from cutline.writers import WRITERS, bare, captions
 
 
 def caption(text: str, score: float = -0.5, lang: str = "en", **more) -> Caption:
@@ -30,12 +30,12 @@ RESULTS = [
 
 
 def written(format: str, results=RESULTS) -> str:
-    return "".join(WRITERS[format](results))
+    return "".join(WRITERS[format](captions(), results))
 
 
 def test_text_has_a_line_a_caption() -> None:
     assert written("text") == f"one.jpg: a dog\none.jpg: a cat\ndrei.jpg: {AWKWARD}\n"
-    assert "".join(bare(RESULTS[:2])) == "a dog\na cat\n"
+    assert "".join(bare(captions(), RESULTS[:2])) == "a dog\na cat\n"
 
 
 def test_json_lines_are_exactly_these() -> None:
@@ -67,7 +67,7 @@ def test_csv_survives_commas_quotes_and_line_breaks() -> None:
 
 def test_attention_stands_with_its_word() -> None:
     looks = np.array([[[0.25, 0.75], [0.0, 0.0]], [[1.0, 0.0], [0.0, 0.0]]], np.float32)
-    (line,) = WRITERS["jsonl"]([Captioned(Path("a.png"), caption("a dog", attention=looks), None)])
+    (line,) = WRITERS["jsonl"](captions(), [Captioned(Path("a.png"), caption("a dog", attention=looks), None)])
     assert json.loads(line)["captions"][0]["attention"] == [
         {"word": "a", "weights": [[0.25, 0.75], [0.0, 0.0]]},
         {"word": "dog", "weights": [[1.0, 0.0], [0.0, 0.0]]},
@@ -95,7 +95,7 @@ def test_results_are_written_as_they_come(format: str) -> None:
             passed += 1
             yield result
 
-    pieces = WRITERS[format](coming())
+    pieces = WRITERS[format](captions(), coming())
     seen = ""
     while "a dog" not in seen:
         seen += next(pieces)

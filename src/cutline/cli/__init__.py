@@ -10,6 +10,7 @@ from collections.abc import Sequence
 VERBS: dict[str, tuple[str, str]] = {
     # verb: (module, what it does in a line)
     "caption": ("cutline.cli.caption", "describe a picture, a folder, a glob, or a list on standard input"),
+    "classify": ("cutline.cli.classify", "put pictures into classes, and into folders of them"),
     "train": ("cutline.cli.train", "teach a captioner from captioned pictures"),
     "evaluate": ("cutline.cli.evaluate", "caption a split and score it"),
     "score": ("cutline.cli.score", "score any system's captions against references"),
@@ -17,6 +18,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "data": ("cutline.cli.data", "inspect captioned pictures, or draw scenes to learn from"),
     "runs": ("cutline.cli.runs", "list, show, verify or tidy run folders"),
     "compare": ("cutline.cli.compare", "compare runs: scores, parameters, size and time"),
+    "grid": ("cutline.cli.grid", "train a run for each of several settings, and compare them"),
     "watch": ("cutline.cli.watch", "follow a run live"),
     "features": ("cutline.cli.features", "build, verify or show a store of picture features"),
     "demo": ("cutline.cli.demo", "draw, train, caption and score, in minutes, from nothing"),

@@ -1,0 +1,137 @@
+"""What the verbs share that say something of pictures: which pictures, with which model, and where to it is written."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TextIO
+
+from cutline.console import Advance, progress, say
+from cutline.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from cutline.writers import Form, R
+
+
+class Named(NamedTuple):
+    """The pictures that a command line names."""
+
+    files: Iterable[str | Path | bytes]
+    total: int | None
+    """How many, where that is known before the last."""
+
+
+def named(arguments: Sequence[str]) -> Named:
+    """Pictures, folders and globs; or `-`: the paths on standard input, or the one picture whose bytes are there."""
+    from cutline.data.images import find_pictures
+
+    if not arguments:
+        raise ConfigError("no pictures named", expected="pictures, folders, globs, or -")
+    if "-" not in arguments:
+        found = list(itertools.chain.from_iterable(find_pictures(argument) for argument in arguments))
+        return Named(found, len(found))
+    if len(arguments) > 1:
+        raise ConfigError("- stands for all pictures, and there are others", fix="name - alone")
+    source = sys.stdin.buffer
+    assert isinstance(source, io.BufferedReader)
+    if _looks_like_a_picture(source.peek(512)[:512]):
+        return Named([source.read()], 1)
+    lines = (line.rstrip(b"\r\n") for line in source)
+    return Named((os.fsdecode(line) for line in lines if line), None)
+
+
+def _looks_like_a_picture(head: bytes) -> bool:
+    """Paths are text; every picture format but PNM's plain header soon has a byte that is not."""
+    return any(byte < 9 for byte in head) or bool(re.match(rb"P[1-6]\s", head))
+
+
+def find_model(kind: str, variable: str) -> Path | None:
+    """What this environment variable names, or the newest bundle of this kind in the usual places below this folder."""
+    from cutline.bundle import MANIFEST, kind_of
+
+    if there := os.environ.get(variable):
+        return Path(there)
+    places = [Path(place) for place in ("runs", "demo")]
+    found = [path.parent for place in places for path in place.glob(f"**/{MANIFEST}")]
+    found += [path for place in places for path in place.glob("**/*.cutline")]
+    # A bundle that is being written lies in a hidden folder.
+    whole = [path for path in found if not any(part.startswith(".") for part in path.parts)]
+    for path in sorted(whole, key=_written, reverse=True):
+        try:
+            fits = kind_of(path) == kind
+        except ModelError as error:
+            say(f"passed over: {error.what}")
+            continue
+        if fits:
+            say(f"model: {path}")
+            return path
+    return None
+
+
+def _written(bundle: Path) -> float:
+    from cutline.bundle import MANIFEST
+
+    return (bundle / MANIFEST if bundle.is_dir() else bundle).stat().st_mtime
+
+
+def write_all(
+    results: Iterable[R], total: int | None, form: Form[R], format: str, stream: TextIO, doing: str, *, quiet: bool
+) -> int:
+    """Write each result as it comes, with a bar that says what is being done; how many have an error."""
+    from cutline.writers import WRITERS, bare
+
+    write = bare if format == "text" and total == 1 else WRITERS[format]
+    failed: list[R] = []
+    # On a terminal the results themselves show how far it is; a bar would only be written over.
+    shown = (total or 0) > 1 and not (stream is sys.stdout and stream.isatty())
+    bar = progress(doing, total or 0, "pictures") if shown and not quiet else nullcontext()
+    with bar as advance:
+        for piece in write(form, _watched(results, advance, failed)):
+            stream.write(piece)
+            stream.flush()
+    return len(failed)
+
+
+def _watched(results: Iterable[R], advance: Advance | None, failed: list[R]) -> Iterator[R]:
+    """The results as they pass, each counted, those with an error named."""
+    for result in results:
+        if result.error:
+            failed.append(result)
+            say(str(result.error.what))
+        if advance:
+            advance()
+        yield result
+
+
+@contextmanager
+def output(out: Path | None, force: bool) -> Iterator[TextIO]:
+    """Standard output, or a file that takes its name only once it is complete; what an interruption leaves is kept."""
+    if out is None:
+        # A file name that is not UTF-8 goes out as it came in.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        yield sys.stdout
+        return
+    partial = out.with_name(out.name + ".partial")
+    for path in (out, partial):
+        if path.exists() and not force:
+            raise ConfigError(f"{path} is already there", fix="name another file, or --force to replace it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stream = partial.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+    try:
+        with stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+    except BaseException:
+        if partial.stat().st_size:
+            say(f"what was written until then is in {partial}")
+        else:
+            partial.unlink()
+        raise
+    partial.replace(out)
