@@ -7,6 +7,7 @@ import dataclasses
 import inspect
 import os
 import textwrap
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -49,6 +50,7 @@ FLAGS = {
     "seed": "seed",
 }
 """Settings that have a flag; every other one stands in the config file."""
+_ABOUT = "Teach a captioner, a classifier, or both at once. The run folder is the first and last line printed."
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Switches:
     """Print all settings as a config file, and stop."""
     dry_run: bool = False
     """Check data, shapes, memory and disk, and say how long it will take, and stop."""
+    no_bundle: bool = False
+    """End with the weights: no bundle, no scores of it and no report page; cutline export makes a bundle later."""
     tensorboard: bool = False
     """Also write every figure to RUN/tensorboard."""
     quiet: bool = False
@@ -77,7 +81,7 @@ class Switches:
 
 
 def main(arguments: list[str]) -> int:
-    given = parse(_form(), arguments, verb="train")
+    given = parse(form("Train", _ABOUT, Switches), arguments, verb="train")
     config = resolve(given)
     if given.print_config:
         print(configuration.to_toml(config), end="")
@@ -107,21 +111,25 @@ def main(arguments: list[str]) -> int:
 
 def resolve(given: Any) -> Config:
     """The preset, or the settings of the run to go on with; then the config file, then the flags."""
+    if not given.resume:
+        return settle(given)
+    if given.preset:
+        raise ConfigError("--resume goes on with a run's own settings, so no preset can be given")
+    from cutline.engine import folder
+
+    return settle(given, folder.settings(given.resume))
+
+
+def settle(given: Any, base: Config | None = None) -> Config:
+    """The base, or else the preset; then what the config file says, then the flags."""
+    from cutline.engine import taught
     from cutline.presets import PRESETS
 
-    if given.resume:
-        if given.preset:
-            raise ConfigError("--resume goes on with a run's own settings, so no preset can be given")
-        from cutline.engine import folder
-
-        config = folder.settings(given.resume)
-    else:
-        config = PRESETS[choose(given.preset or "frozen", PRESETS, "preset")]()
-    if given.config:
-        config = configuration.load(given.config, config)
+    base = base or PRESETS[choose(given.preset or "frozen", PRESETS, "preset")]()
+    config = configuration.load(given.config, base) if given.config else base
     tables: dict[str, Any] = {}
     for flag, setting in FLAGS.items():
-        value = getattr(given, flag)
+        value = getattr(given, flag, None)
         if flag == "languages" and value is not None:
             value = [lang.strip() for lang in value.split(",")]
         if value is not None and value is not False:  # 0 is a value
@@ -132,7 +140,8 @@ def resolve(given: Any) -> Config:
             table[key] = value
     if given.gpus:
         tables |= {"processes": _gpus(given.gpus)}
-    return configuration.from_dict(tables, config)
+    whole = configuration.from_dict(tables, config)
+    return taught.named(whole, base, keep=given.encoder is not None)
 
 
 def _gpus(asked: str) -> int:
@@ -145,15 +154,18 @@ def _gpus(asked: str) -> int:
     return count
 
 
-def _form() -> type[Any]:
-    """A form with a flag for each of FLAGS (nothing unless given) and the switches, each with its own words."""
+def form(name: str, about: str, switches: type[Any], *, without: Collection[str] = ()) -> type[Any]:
+    """A form with the switches and a flag for each of FLAGS (nothing unless given), each with its own words."""
     import tyro
 
     fields: list[tuple[str, Any, Any]] = []
-    for switch in dataclasses.fields(Switches):
-        kind = get_type_hints(Switches)[switch.name]
-        fields.append((switch.name, Annotated[kind, tyro.conf.arg(help=_words(Switches, switch.name))], switch))
+    kinds = get_type_hints(switches, include_extras=True)
+    for switch in dataclasses.fields(switches):
+        help = tyro.conf.arg(help=_words(switches, switch.name))
+        fields.append((switch.name, Annotated[kinds[switch.name], help], switch))
     for flag, setting in FLAGS.items():
+        if flag in without:
+            continue
         owner: Any = Config
         *sections, key = setting.split(".")
         for section in sections:
@@ -166,10 +178,8 @@ def _form() -> type[Any]:
             continue
         shape = tyro.conf.arg(help=help, help_behavior_hint="", metavar=_shape(kind))
         fields.append((flag, Annotated[kind | None, shape], dataclasses.field(default=None)))
-    made = dataclasses.make_dataclass("Train", fields, frozen=True)
-    made.__doc__ = (
-        "Teach a captioner, a classifier, or both at once. The run folder is the first and last line printed."
-    )
+    made = dataclasses.make_dataclass(name, fields, frozen=True)
+    made.__doc__ = about
     return made
 
 

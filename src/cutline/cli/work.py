@@ -15,7 +15,7 @@ from cutline.cli.evaluate import Judgement, show
 from cutline.cli.finish import finish
 from cutline.config import Config
 from cutline.data.corpus import Corpus
-from cutline.engine import folder, run, weights
+from cutline.engine import folder, machine, run, weights
 from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.estimate import Needs
@@ -82,16 +82,23 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     if ranks.first:
         assert at
         assert corpus
-        judged: list[Mapping[str, Judgement]] = []
-        if config.task != "classes":
-            finished = finish(path, corpus, config, "val", quiet=given.quiet)
-            judged.append({lang: each.scores for lang, each in finished.judged.items()})
-        if config.task != "captions":
-            judged.append({"classes": finish_classes.finish(path, corpus, "val", quiet=given.quiet)})
-        Journal(path).write("finished", step=at.step)
+        peak = machine.peak_memory()
+        judged = [] if given.no_bundle else _finish(config, corpus, path, given.quiet)
+        Journal(path).write("finished", step=at.step, peak_memory=peak)
         for scores in judged if not given.quiet else ():
             show(scores)
         print(path, flush=True)
+
+
+def _finish(config: Config, corpus: Corpus, path: Path, quiet: bool) -> list[Mapping[str, Judgement]]:
+    """Bundle and page of what the task has taught; the scores of each."""
+    judged: list[Mapping[str, Judgement]] = []
+    if config.task != "classes":
+        finished = finish(path, corpus, config, "val", quiet=quiet)
+        judged.append({lang: each.scores for lang, each in finished.judged.items()})
+    if config.task != "captions":
+        judged.append({"classes": finish_classes.finish(path, corpus, "val", quiet=quiet)})
+    return judged
 
 
 def _learn_stage(

@@ -56,6 +56,7 @@ class Loop:
             self._journal(
                 "training", step=at.step, total=at.begun + trainer.total_steps, stage=at.stage + 1, epoch=at.epoch,
                 epochs=trainer.config.epochs, device=str(trainer.device), world=trainer.ranks.world,
+                **_parameters(trainer),
             )  # fmt: skip
             while not self._over():
                 if trainer.at.validated < trainer.at.epoch:
@@ -231,6 +232,12 @@ def train(trainer: Trainer, *sinks: Sink, quiet: bool = False) -> Progress:
             say(f"{what}; {fix}")
 
     return Loop(trainer, warn, *sinks, quiet=quiet).train()
+
+
+def _parameters(trainer: Trainer) -> dict[str, int]:
+    """How many there are, and how many of them this stage teaches."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in trainer.task.model.parameters()]
+    return {"parameters": sum(size for size, _ in sizes), "learning": sum(size for size, learns in sizes if learns)}
 
 
 @contextlib.contextmanager
