@@ -19,7 +19,6 @@ VERBS: dict[str, tuple[str, str]] = {
     "runs": ("cutline.cli.runs", "list, show, verify or tidy run folders"),
     "compare": ("cutline.cli.compare", "compare runs: scores, parameters, size and time"),
     "grid": ("cutline.cli.grid", "train a run for each of several settings, and compare them"),
-    "grid": ("cutline.cli.grid", "train a run for each of several settings, and compare them"),
     "watch": ("cutline.cli.watch", "follow a run live"),
     "features": ("cutline.cli.features", "build, verify or show a store of picture features"),
     "demo": ("cutline.cli.demo", "draw, train, caption and score, in minutes, from nothing"),
