@@ -9,20 +9,20 @@ import cutline
 
 PACKAGE = Path(cutline.__file__).parent
 LAYERS = [
-    {"config", "errors", "console", "durable", "starter", ""},
+    {"config", "errors", "console", "durable", "undo", "starter", ""},
     {"data"},
     {"search"},
     {"evaluation"},
     {"models"},
     {"features"},
-    {"bundle", "classify", "predict", "writers"},
+    {"bundle", "classify", "predict", "sorting", "writers"},
     {"export"},
     {"engine", "presets"},
     {"cli", "report", "__main__"},
 ]
 TORCH_FREE = [
     *("config.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
-    *("bundle.py", "classify.py", "predict.py", "writers.py", "starter.py"),
+    *("bundle.py", "classify.py", "predict.py", "writers.py", "sorting.py", "undo.py", "starter.py"),
     *(
         f"cli/{verb}.py"
         for verb in ("__init__", "caption", "classify", "pictures", "score", "data", "doctor", "completion")

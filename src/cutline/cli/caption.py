@@ -72,8 +72,10 @@ def main(arguments: list[str]) -> int:
         }
         captioner = load(model, backend=given.backend, precision=given.precision, threads=given.threads)
         results = captioner.caption_all(files, batch=given.batch, **options)
-        form = writers.captions()
-        failed = write_all(results, total, form, given.format, stream, "captioning", quiet=given.quiet)
+        failed = write_all(
+            results, total=total, form=writers.captions(), format=given.format, stream=stream, doing="captioning",
+            quiet=given.quiet,
+        )  # fmt: skip
     if failed:
         say(f"{failed} of {total or 'the'} pictures could not be captioned")
     return 1 if failed else 0

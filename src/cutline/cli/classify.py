@@ -1,22 +1,29 @@
-"""`cutline classify`: put pictures into classes with a bundle, and if you like into folders."""
+"""`cutline classify`: put pictures into classes with a bundle and, if you like, into folders."""
 
 from __future__ import annotations
 
+import glob
+import itertools
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TextIO
 
 import tyro
 
 from cutline.cli.arguments import parse
-from cutline.cli.pictures import find_model, named, output, write_all
-from cutline.console import say
+from cutline.cli.pictures import Named, find_model, named, output, write_all
+from cutline.console import progress, say
 from cutline.errors import ConfigError, ModelError
+
+Picture = str | Path | bytes
 
 
 @dataclass(frozen=True)
 class Classify:
-    """Put pictures into classes. Needs no torch and no network."""
+    """Put pictures into classes, and into folders of them. Needs no torch and no network."""
 
     pictures: tyro.conf.Positional[tuple[str, ...]]
     """Pictures, folders, globs, or - for paths on standard input (or one picture's bytes)."""
@@ -30,6 +37,14 @@ class Classify:
     """Write them to this file instead of standard output."""
     force: bool = False
     """Replace that file if it is there."""
+    sort: Path | None = None
+    """Copy each picture into a folder of its class in this one. Nothing is ever written over."""
+    move: bool = False
+    """Move instead of copy."""
+    least: float | None = None
+    """A picture whose likeliest class is less probable than this goes into the folder unsure (default: 0.5)."""
+    undo: Path | None = None
+    """Take back what --sort did, by the undo.jsonl that it left in its folder."""
     batch: int = 32
     """Pictures classified together."""
     backend: Literal["auto", "onnxruntime", "openvino"] = "auto"
@@ -42,24 +57,33 @@ class Classify:
     """Show no progress; errors are still named."""
 
 
+LEAST = 0.5
+"""A class that is likelier than all others together."""
+
+
 def main(arguments: list[str]) -> int:
     given = parse(Classify, arguments, verb="classify")
-    if given.top < 1:
-        raise ConfigError(f"--top {given.top}", expected="1 or more")
-    files, total = named(given.pictures)
+    _check(given)
+    if given.undo:
+        return _undo(given.undo, quiet=given.quiet)
+    pictures = _to_sort(given.pictures, given.sort) if given.sort else named(given.pictures)
     model = given.model or find_model("classes", "CUTLINE_CLASSIFIER") or _none()
     with output(given.out, given.force) as stream:
-        from cutline import writers
-        from cutline.classify import load
-
-        classifier = load(model, backend=given.backend, precision=given.precision, threads=given.threads)
-        top = min(given.top, len(classifier.classes))
-        results = classifier.classify_all(files, top=top, batch=given.batch)
-        form = writers.classes(top)
-        failed = write_all(results, total, form, given.format, stream, "classifying", quiet=given.quiet)
+        failed = _classify(pictures, model, given, stream)
     if failed:
-        say(f"{failed} of {total or 'the'} pictures could not be classified")
+        say(f"{failed} of {pictures.total or 'the'} pictures could not be {'sorted' if given.sort else 'classified'}")
     return 1 if failed else 0
+
+
+def _check(given: Classify) -> None:
+    if given.undo and (given.pictures or given.sort):
+        raise ConfigError("--undo stands alone", fix=f"cutline classify --undo {given.undo}")
+    if given.top < 1:
+        raise ConfigError(f"--top {given.top}", expected="1 or more")
+    if not given.sort and (given.move or given.least is not None):
+        raise ConfigError(f"--{'move' if given.move else 'least'} says how to sort", fix="--sort FOLDER")
+    if given.least is not None and not 0 <= given.least <= 1:
+        raise ConfigError(f"--least {given.least:g}", expected="a probability, 0 to 1")
 
 
 def _none() -> Path:
@@ -67,3 +91,86 @@ def _none() -> Path:
         "there is no classifier under ./runs or ./demo",
         fix="--model BUNDLE names one; cutline train --preset transfer --data PICTURES makes one",
     )
+
+
+def _classify(pictures: Named, model: Path, given: Classify, stream: TextIO) -> int:
+    """Write the classes of the pictures, and sort them if that is wanted; how many failed."""
+    from cutline import writers
+    from cutline.classify import load
+    from cutline.sorting import UNDO, sort_into
+
+    classifier = load(model, backend=given.backend, precision=given.precision, threads=given.threads)
+    top = min(given.top, len(classifier.classes))
+    results = classifier.classify_all(pictures.files, top=top, batch=given.batch)
+    write = partial(
+        write_all, total=pictures.total, form=writers.classes(top), format=given.format, stream=stream,
+        doing="classifying", quiet=given.quiet,
+    )  # fmt: skip
+    if not given.sort:
+        return write(results)
+    least = LEAST if given.least is None else given.least
+    with sort_into(given.sort, classifier.classes, move=given.move, least=least) as sorting:
+        for label, name in sorting.folders.items():
+            if label != name:
+                say(f"the folder of {label!r} is {name}, a name that every file system takes", quiet=given.quiet)
+        try:
+            return write(sorting.sort(results))
+        finally:
+            say(str(sorting), quiet=given.quiet)
+            if sorting.put_into:
+                undo = shlex.quote(str(given.sort / UNDO))
+                say(f"to take it back: cutline classify --undo {undo}", quiet=given.quiet)
+
+
+def _to_sort(arguments: Sequence[str], folder: Path) -> Named:
+    """The pictures that are named, each once; of what is in the folder already, only what is named in it."""
+    if "-" in arguments:
+        return Named(_once(_outside(named(arguments).files, folder)), None)
+    found: list[Picture] = []
+    for argument in arguments:
+        begin = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(argument).expanduser().parts))
+        if begin.resolve() == folder.resolve():
+            raise ConfigError(f"{folder} would be sorted into itself", fix=f"--sort {folder / 'sorted'}")
+        files = named([argument]).files
+        found += files if folder.resolve() in begin.resolve().parents else _outside(files, folder)
+    once = list(_once(found))
+    return Named(once, len(once))
+
+
+def _outside(files: Iterable[Picture], folder: Path) -> Iterator[Picture]:
+    home = folder.resolve()
+
+    @cache
+    def within(place: Path) -> bool:
+        return home in (place.resolve() / "any").parents
+
+    for file in files:
+        if isinstance(file, bytes):
+            raise ConfigError("a picture on standard input is no file that could be sorted", fix="name its file")
+        if not within(Path(file).parent):
+            yield file
+
+
+def _once(files: Iterable[Picture]) -> Iterator[Picture]:
+    seen = set()
+    for file in files:
+        if file not in seen:
+            seen.add(file)
+            yield file
+
+
+def _undo(file: Path, *, quiet: bool) -> int:
+    from cutline.sorting import UNDO, bring_back
+    from cutline.undo import held
+
+    with held(file / UNDO if file.is_dir() else file) as undo:
+        total = len(undo.entries)
+        with progress("bringing back", total, "pictures", quiet=quiet) as advance:
+            left = 0
+            for reason in bring_back(undo):
+                advance()
+                if reason:
+                    left += 1
+                    say(reason)
+    say(f"{total - left} pictures are back" + (f", {left} are left as they are" if left else ""), quiet=quiet)
+    return 1 if left else 0

@@ -81,7 +81,7 @@ def _written(bundle: Path) -> float:
 
 
 def write_all(
-    results: Iterable[R], total: int | None, form: Form[R], format: str, stream: TextIO, doing: str, *, quiet: bool
+    results: Iterable[R], *, total: int | None, form: Form[R], format: str, stream: TextIO, doing: str, quiet: bool
 ) -> int:
     """Write each result as it comes, with a bar that says what is being done; how many have an error."""
     from cutline.writers import WRITERS, bare

@@ -1,0 +1,300 @@
+"""Pictures into a folder for each class, and back again.
+
+Nothing is written over and nothing is lost, whenever this ends: what is about to be done stands in the undo file first,
+and whether it was done is asked of the pictures themselves, by their bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import shutil
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from cutline import durable
+from cutline.classify import Classified
+from cutline.errors import ConfigError, DataError
+from cutline.undo import Entry, Print, Undo, held
+
+UNDO = "undo.jsonl"
+UNSURE = "unsure"
+_LONGEST = 255
+"""Bytes of a file name that every usual file system takes."""
+
+
+class Sorting:
+    """Puts pictures into folders. Made by `sort_into`."""
+
+    def __init__(self, undo: Undo, labels: Sequence[str], *, move: bool, least: float) -> None:
+        self._undo, self._move, self._least = undo, move, least
+        self.folders = folder_names(labels)
+        """By class; names that some file systems would not take are changed."""
+        self.put_into: Counter[str] = Counter()
+        """Pictures put into each folder."""
+        self.there = 0
+        """Pictures whose bytes were there already."""
+        self._earlier = {entry.source: entry for entry in undo.entries.values()}
+        # Pictures are put one at a time, so an interruption has met the last one or none.
+        for line, entry in list(undo.entries.items())[-1:]:
+            if _cut_short(undo.folder, entry):
+                (undo.folder / entry.target).unlink()
+                undo.drop(line)
+
+    def __str__(self) -> str:
+        done = "moved" if self._move else "copied"
+        told = [f"{self.put_into.total()} pictures {done} into {self._undo.folder}"]
+        if unsure := self.put_into[UNSURE]:
+            told.append(f"{unsure} of them into {UNSURE} (less than {100 * self._least:g} % sure)")
+        if self.there:
+            told.append(f"{self.there} not {done}: the same picture is there already")
+        return ", ".join(told)
+
+    def sort(self, results: Iterable[Classified]) -> Iterator[Classified]:
+        """The results as they pass, each picture put where it belongs; one that has to stay has an error instead."""
+        for result in results:
+            if result.guesses:
+                try:
+                    self.put(result.path, result.guesses[0].label, result.guesses[0].probability)
+                except DataError as error:
+                    result = result._replace(guesses=None, error=error)
+            yield result
+
+    def put(self, picture: Path, label: str, probability: float) -> None:
+        """Copy or move a picture into the folder of its class, or of the unsure ones; or a `DataError`: it stays."""
+        source = picture.absolute()
+        folder = self.folders[label] if probability >= self._least else UNSURE
+        try:
+            if self._move and source.is_symlink():
+                raise OSError("it is a link; only a copy of what it leads to can be sorted")
+            if self._put(source, folder):
+                self.put_into[folder] += 1
+            else:
+                self.there += 1
+        except OSError as error:
+            raise DataError(f"{picture}: stays where it is: {error.strerror or error}") from None
+
+    def _put(self, source: Path, folder: str) -> bool:
+        """False where its bytes are there already."""
+        seen, print = _stamp(source), _fingerprint(source)
+        earlier = self._earlier.get(source)
+        if earlier and earlier.print == print and _whole(self._undo.folder, earlier):
+            if self._move:  # all but the last step was done
+                _remove(source, seen, self._undo.folder / earlier.target)
+            return False
+        within = self._undo.folder / folder
+        if not within.is_dir():
+            self._undo.make(folder)
+        for name in _numbered(source.name):
+            entry = Entry(source, f"{folder}/{name}", print)
+            if os.path.lexists(within / name):
+                if _whole(self._undo.folder, entry):
+                    return False
+                continue
+            line = self._undo.add(entry)
+            try:
+                _bring(source, within / name, print, seen, move=self._move)
+            except OSError as error:
+                taken = isinstance(error, FileExistsError)  # by another program, in this moment
+                if taken or not os.path.lexists(within / name):
+                    with contextlib.suppress(OSError):
+                        self._undo.drop(line)
+                if taken:
+                    continue
+                raise
+            self._earlier[source] = entry
+            return True
+        raise AssertionError("there is always another number")
+
+
+@contextlib.contextmanager
+def sort_into(folder: Path, labels: Sequence[str], *, move: bool, least: float) -> Iterator[Sorting]:
+    """A folder to put pictures into, with its undo file; goes on where an earlier sort into it has ended."""
+    new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be a folder to sort into: {error.strerror}") from None
+    with held(folder / UNDO, new=True) as undo:
+        if undo.unreadable:
+            what = f"{undo.path}: line {undo.unreadable[0]} cannot be read"
+            raise DataError(what, fix="mend it, or sort into another folder")
+        if new:
+            undo.make(".")
+        try:
+            yield Sorting(undo, labels, move=move, least=least)
+        finally:
+            if not undo.entries:
+                undo.tidy()
+
+
+def bring_back(undo: Undo) -> Iterator[str]:
+    """Undo what was done, the last first: for each picture nothing, or why it was left as it is."""
+    for line, entry in reversed(list(undo.entries.items())):
+        try:
+            left = _bring_back(undo.folder, entry)
+        except OSError as error:
+            left = f"{undo.folder / entry.target}: {error.strerror or error}"
+        if not left:
+            undo.drop(line)
+        yield left
+    yield from (f"{undo.path}: line {line} cannot be read" for line in undo.unreadable)
+    undo.tidy()
+
+
+def _bring_back(folder: Path, entry: Entry) -> str:
+    source, target = entry.source, folder / entry.target
+    if not os.path.lexists(target):  # it was never put there, or has been brought back already
+        return "" if os.path.lexists(source) else f"{target}: is no longer there, and neither is {source}"
+    if _cut_short(folder, entry):
+        target.unlink()
+        return ""
+    seen = _stamp(target) if _plain(target) else None
+    if not seen or not _whole(folder, entry):
+        return f"{target}: has changed since it was put there"
+    if not os.path.lexists(source):
+        source.parent.mkdir(parents=True, exist_ok=True)
+        _bring(target, source, entry.print, seen, move=True)
+    elif source.is_file() and _fingerprint(source) == entry.print:
+        _remove(target, seen, source)
+    else:
+        return f"{target}: another file is at {source}"
+    return ""
+
+
+def _bring(source: Path, target: Path, print: Print, seen: object, *, move: bool) -> None:
+    """Copy or move a file to a name that nothing has, or raise `FileExistsError`; it is there whole or not at all."""
+    if not (move and _linked(source, target)):
+        _copy(source, target, print)
+    durable.sync(target.parent)
+    if move:
+        try:
+            _remove(source, seen, target)
+        except OSError:
+            target.unlink()
+            raise
+
+
+def _linked(source: Path, target: Path) -> bool:
+    """Give a file a second name: unlike a rename, that never takes the name away from another file."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # another file system, or one without links
+        return False
+    return True
+
+
+def _copy(source: Path, target: Path, print: Print) -> None:
+    """With its dates and permissions, and read back."""
+    with source.open("rb") as read, target.open("xb") as written:
+        try:
+            shutil.copyfileobj(read, written, 1 << 20)
+            written.flush()
+            with contextlib.suppress(OSError):  # not every file system has all of them
+                shutil.copystat(source, target)
+            os.fsync(written.fileno())
+            if _fingerprint(target) != print:
+                raise OSError("the copy is not what the file was")
+        except BaseException:
+            target.unlink()
+            raise
+
+
+def _remove(path: Path, seen: object, kept: Path) -> None:
+    """Remove a file that is as it was seen, and whose bytes are in another one as well."""
+    if _stamp(path) != seen:
+        raise OSError("it was changed in this moment")
+    if path.samefile(kept) and (path.stat().st_nlink < 2 or path.resolve() == kept.resolve()):
+        raise OSError(f"it is the same file as {kept}")
+    path.unlink()
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """What changes when someone writes to a file or puts another in its place."""
+    about = path.stat()
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _fingerprint(path: Path) -> Print:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Print(file.tell(), digest)
+
+
+def _plain(path: Path) -> bool:
+    """Whether it is a file itself: no link, nor anything that a reader would wait for."""
+    return os.path.lexists(path) and stat.S_ISREG(path.lstat().st_mode)
+
+
+def _whole(folder: Path, entry: Entry) -> bool:
+    """Whether the picture is where the entry says, with all its bytes."""
+    target = folder / entry.target
+    return _plain(target) and target.stat().st_size == entry.print.bytes and _fingerprint(target) == entry.print
+
+
+def _cut_short(folder: Path, entry: Entry) -> bool:
+    """Whether what is there is the beginning of a copy, of a picture that is still where it was."""
+    target, source = folder / entry.target, entry.source
+    if not _plain(target) or not source.is_file():
+        return False
+    size = target.stat().st_size
+    if size >= entry.print.bytes or source.stat().st_size != entry.print.bytes:
+        return False
+    with source.open("rb") as file:
+        return file.read(size) == target.read_bytes()
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """`1.jpg`, `1-2.jpg`, `1-3.jpg`, …"""
+    yield name
+    stem, ending = Path(name).stem, Path(name).suffix
+    for number in itertools.count(2):
+        tail = f"-{number}{ending}"
+        yield _short(stem, _LONGEST - len(os.fsencode(tail))) + tail
+
+
+def folder_names(labels: Iterable[str]) -> dict[str, str]:
+    """A folder for each class, by its own name where every usual file system takes that, and no two alike."""
+    taken = {UNSURE, UNDO}
+    names: dict[str, str] = {}
+    # Names that need no change keep theirs, whatever others are changed to.
+    for label in sorted(labels, key=lambda label: _safe(label) != label):
+        name = safe = _safe(label)
+        for number in itertools.count(2):
+            if _alike(name) not in taken:
+                break
+            name = f"{safe}_{number}"
+        taken.add(_alike(name))
+        names[label] = name
+    return names
+
+
+def _safe(label: str) -> str:
+    """A class as a name that Linux, macOS and Windows take, and that hides no folder."""
+    marks = "".join("_" if unicodedata.category(c) in ("Cc", "Cs") or c in '/\\:*?"<>|' else c for c in label)
+    name = _short(marks, _LONGEST // 2).strip().rstrip(".")
+    if name.split(".")[0].rstrip().casefold() in _DEVICES or name[:1] in ("", "."):
+        name = f"_{name}"
+    return name
+
+
+def _alike(name: str) -> str:
+    """The same for names that some file systems take for one."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _short(name: str, most: int) -> str:
+    """At most so many bytes of a name, without half a letter."""
+    data = os.fsencode(name)
+    return name if len(data) <= most else data[:most].decode("utf-8", "ignore")
+
+
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
+"""What Windows keeps for itself, with any ending."""

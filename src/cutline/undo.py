@@ -1,0 +1,147 @@
+"""The undo file: what was about to be done to pictures, on the disk before it is done.
+
+A line of JSON each. A crash can only cut the last line short, and what it would have said was not begun.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from cutline import durable
+from cutline.errors import CutlineError, DataError
+
+_HEADER = b'{"cutline": "undo", "format": 1}\n'
+
+
+class Print(NamedTuple):
+    """What tells the contents of a file from any other's."""
+
+    bytes: int
+    sha256: str
+
+
+class Entry(NamedTuple):
+    """A picture that was put into a folder, or was about to be."""
+
+    source: Path
+    target: str
+    """Below the folder of the undo file, which may be moved as a whole: `cat/1.jpg`."""
+    print: Print
+
+
+class Undo:
+    """An undo file, held by this process alone."""
+
+    def __init__(self, path: Path, handle: int) -> None:
+        self.path, self.folder, self._handle = path, path.parent, handle
+        self.entries: dict[int, Entry] = {}
+        """What is to be undone, by its line."""
+        self.made: list[str] = []
+        """Folders that were not there before."""
+        self.unreadable: list[int] = []
+        """Lines that someone has damaged."""
+        data = path.read_bytes()
+        if not data.startswith(_HEADER) and not _HEADER.startswith(data):
+            raise DataError(f"{path} is not an undo file", expected="one that cutline classify --sort has written")
+        # What an interruption has cut short was not begun.
+        self._size = data.rfind(b"\n") + 1
+        os.ftruncate(handle, self._size)
+        if not self._size:
+            self._write(_HEADER)
+            durable.sync(self.folder)
+        self._line = 1
+        for line in data[: self._size].split(b"\n")[1:-1]:
+            self._read(line)
+
+    def add(self, entry: Entry) -> int:
+        """What is about to be done. Returns its line."""
+        return self._append({"source": str(entry.source), "target": entry.target} | entry.print._asdict())
+
+    def drop(self, line: int) -> None:
+        """It was undone, or never done."""
+        self._append({"undone": line})
+
+    def make(self, name: str) -> None:
+        """A folder below this one; "." is this one itself."""
+        self._append({"made": name})
+        path = self.folder / name
+        path.mkdir(exist_ok=True)
+        durable.sync(path.parent)
+
+    def tidy(self) -> None:
+        """Remove the folders that were made here and are empty, and the undo file where nothing is left to undo."""
+        finished = not self.entries and not self.unreadable
+        if finished:
+            self.path.unlink()
+        for name in reversed(self.made):
+            with contextlib.suppress(OSError):
+                (self.folder / name).rmdir()
+
+    def _append(self, about: dict[str, Any]) -> int:
+        line = json.dumps(about).encode() + b"\n"
+        self._write(line)
+        self._read(line)
+        return self._line
+
+    def _write(self, data: bytes) -> None:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[os.write(self._handle, left) :]
+            os.fsync(self._handle)
+        except OSError:
+            os.ftruncate(self._handle, self._size)  # half a line would spoil the next
+            raise
+        self._size += len(data)
+
+    def _read(self, line: bytes) -> None:
+        self._line += 1
+        try:
+            about = json.loads(line)
+            if "undone" in about:
+                self.entries.pop(int(about["undone"]), None)
+            elif "made" in about:
+                self.made.append(_below(about["made"]))
+            else:
+                source, print = Path(about["source"]), Print(int(about["bytes"]), str(about["sha256"]))
+                if not source.is_absolute():
+                    raise ValueError(source)
+                self.entries[self._line] = Entry(source, _below(about["target"]), print)
+        except (ValueError, TypeError, KeyError):
+            self.unreadable.append(self._line)
+
+
+def _below(name: str) -> str:
+    """A path that leads nowhere but down, whoever wrote it."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(name)
+    return name
+
+
+@contextlib.contextmanager
+def held(path: Path, *, new: bool = False) -> Iterator[Undo]:
+    """An undo file as its only user."""
+    import fcntl
+
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if new else 0), 0o644)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}", expected="the undo.jsonl of a sorted folder") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it may have removed it in the end.
+            ours = os.path.samestat(os.fstat(handle), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        if not ours:
+            raise CutlineError(f"{path} is in use by another process", fix="wait for it, or end it")
+        yield Undo(path, handle)
+    finally:
+        os.close(handle)
