@@ -39,6 +39,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path) -> Star
     return start
 
 
+@pytest.mark.slow
 def test_a_step_that_gives_no_number_is_left_out(tmp_path: Path, scenes_folder: Path) -> None:
     start = Start(tmp_path, SETTINGS, scenes_folder, fault=NO_NUMBERS.format(calls="[5]"))
     assert start.end() == 0, start.told

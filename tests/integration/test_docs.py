@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,7 +107,14 @@ def shell(script: str, folder: Path, environment: dict[str, str]) -> None:
     assert done.returncode == 0, f"{script}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "bash")], ids=lambda page: page.name)
+def runnable() -> list[Any]:
+    """Pages with commands; those that train are long, all but the README."""
+    pages = [page for page in PAGES if blocks(page, "bash")]
+    long = {page for page in pages if "cutline train" in "".join(blocks(page, "bash")) and page.name != "README.md"}
+    return [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page in long)) for page in pages]
+
+
+@pytest.mark.parametrize("page", runnable())
 def test_commands_do_what_the_page_says(page: Path, desk: tuple[Path, dict[str, str]]) -> None:
     folder, environment = desk
     shell("".join(blocks(page, "bash")), folder, environment)

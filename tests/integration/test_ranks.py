@@ -73,6 +73,7 @@ def test_all_validation_pictures_are_scored_once(one: Path, two: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_written_once(two: Path) -> None:
     saved = [json.loads(line) for line in (two / "journal.jsonl").read_text().splitlines()]
     paths = [entry["path"] for entry in saved if entry["kind"] == "saved"]
@@ -80,6 +81,7 @@ def test_a_checkpoint_is_written_once(two: Path) -> None:
     assert not list((two / "checkpoints").glob(".*"))
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_is_named_and_refused(
     tmp_path: Path, two: Path, still: Path, run_cutline: Run
 ) -> None:

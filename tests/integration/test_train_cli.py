@@ -58,7 +58,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, longer:
     return Path(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("workers", [pytest.param(0, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
     workers: int, tmp_path: Path, scenes_folder: Path, longer: Path, whole: Path, run_cutline: Run
 ) -> None:

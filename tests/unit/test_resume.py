@@ -62,7 +62,7 @@ def stop_after(steps: int, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) ->
             train(trainer, quiet=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_stopped_anywhere_ends_the_same(
     precision: str, workers: int, config: Config, monkeypatch: pytest.MonkeyPatch
