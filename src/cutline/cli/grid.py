@@ -1,48 +1,50 @@
-"""`cutline grid`: from a set of settings to a run for each, and one table of them all."""
+"""`cutline grid`: from several settings to a run for each, and one table of them all."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from cutline.cli.arguments import parse
-from cutline.cli.telling import add_row, new_console, new_table, size
-from cutline.console import duration, say
+from cutline.console import say
 from cutline.errors import ConfigError, CutlineError
 
 if TYPE_CHECKING:
-    from cutline.engine.grid import Figure, Grid, Shown, Trial
+    from cutline.config import Config
+    from cutline.engine.grid import Grid, Trial
 
-ABOUT = """Train a run for each of several settings, one after another, and put what comes out into one table.
+_ABOUT = """Train a run for each of several settings, one after another, and put what comes out into one table.
 
-Beside what is said here it takes what `cutline train` takes. The same command goes on where it was stopped."""
+Takes what cutline train takes beside what is said here, and trains the same with the base alone. The same command goes
+on where it was stopped."""
 
 
 @dataclass(frozen=True)
 class Switches:
-    out: Path
-    """Folder for the runs, a folder each, and for table.md and table.json."""
-    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """SETTING=V1,V2,…, as in decoder.kind=lstm,gru; given several times, all combinations."""
-    rows: Path | None = None
-    """A TOML file of named rows, each a table of what it changes; the first row is always the base itself."""
-    seeds: str = "0"
-    """Learn each row once with each of these seeds, with commas."""
-    scores: str = ""
-    """Scores to show, as the events name them, with commas; or "all"."""
-    preset: str = ""
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")]
+    """For the runs, a folder each, and for table.md and table.json."""
+    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="SETTING=V1,V2,…")] = ()
+    """A setting and its values, as in decoder.kind=lstm,gru; of several of these, all combinations."""
+    rows: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Named rows, each a table of what it changes, as TOML; the first row is always the base itself."""
+    seeds: Annotated[str, tyro.conf.arg(metavar="N,N,…")] = "0"
+    """Learn each row once with each of these."""
+    scores: Annotated[str, tyro.conf.arg(metavar="NAME,NAME,…")] = ""
+    """Show these scores, as the events name them, or "all"."""
+    preset: Annotated[str, tyro.conf.arg(metavar="NAME")] = ""
     """Start from these settings, as cutline train does."""
-    config: Path | None = None
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Then take what this file says."""
-    gpus: str = ""
-    """Share the work of a run among GPUs of this machine: "all", or how many."""
+    gpus: Annotated[str, tyro.conf.arg(metavar="N|all")] = ""
+    """Share the work of each run among GPUs of this machine."""
     dry_run: bool = False
     """Say which runs there are and how long each would take, and stop."""
     quiet: bool = False
@@ -50,20 +52,21 @@ class Switches:
 
 
 def main(arguments: list[str]) -> int:
+    from cutline.cli import grid_table
     from cutline.cli.train import form
     from cutline.engine import folder, grid
 
-    given = parse(form("Grid", ABOUT, Switches, without=grid.OWN), arguments, verb="grid")
+    given = parse(form("Grid", _ABOUT, Switches, without=grid.OWN), arguments, verb="grid")
     planned = _planned(given)
     if given.dry_run:
         return _dry_run(planned, given.quiet)
-    given.out.mkdir(parents=True, exist_ok=True)
+    _make(given.out)
     with folder.held(given.out):
         grid.open_or_begin(planned)
-        code = _train_all(planned, given)
-    rows = [_row(planned, number) for number in range(len(planned.cells))]
-    if code < 128:
-        _show(planned, rows, _columns(rows, given.scores))
+        failed: dict[str, str] = {}
+        code = _do_all(planned, given, failed)
+    rows = _rows(planned, failed)
+    grid_table.show(planned, rows, grid_table.columns(rows, given.scores, bool(given.rows)))
     return code
 
 
@@ -72,68 +75,117 @@ def _planned(given: Any) -> Grid:
     from cutline.engine import grid
 
     if bool(given.vary) == bool(given.rows):
-        raise ConfigError("a grid needs what to vary", expected="--vary SETTING=V1,V2 or --rows FILE, one of the two")
-    base = settle(given)
-    seeds = grid.seeds(given.seeds)
+        raise ConfigError(
+            "a grid needs to know what is to differ", expected="--vary SETTING=V1,V2,… or --rows FILE, one of the two"
+        )
+    base, seeds = settle(given), grid.seeds(given.seeds)
     if given.rows:
-        return grid.Grid(base, grid.rows(base, given.rows), seeds, given.out)
+        return grid.Grid(base, grid.rows(base, given.rows), seeds, given.out, "row")
     cells, heading = grid.varied(base, given.vary)
     return grid.Grid(base, cells, seeds, given.out, heading)
 
 
-# Training -----------------------------------------------------------------------------------------------------------
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be made: {error.strerror}", fix="another --out") from None
 
 
-def _train_all(planned: Grid, given: Any) -> int:
-    """Learn what is not learned yet; 1 where some of it failed, and at once with 128 + the signal when stopped."""
-    from cutline.engine import folder
+def _dry_run(planned: Grid, quiet: bool) -> int:
+    from cutline.engine.estimate import dry_run
 
-    failed = 0
-    for number, trial in enumerate(planned.trials, 1):
-        run = trial.run
-        if run and folder.ended(run) == "finished":
-            continue
-        say(f"{number} of {len(planned.trials)}: {trial.cell.name}, seed {trial.seed}", quiet=given.quiet)
-        code, why = _train(trial, given.quiet)
-        if code >= 128:
-            say(f"stopped at {trial.cell.name}, seed {trial.seed}; the same command goes on from there")
-            return code
-        if code:
-            failed += 1
-            say(f"{trial.cell.name}, seed {trial.seed} failed: {why}")
-        _write_tables(planned, given.scores)
-    _write_tables(planned, given.scores)
+    for cell in planned.cells:
+        trial = next(each for each in planned.trials if each.cell == cell)
+        print(f"{cell.name}, {len(planned.seeds)} seed{'s' * (len(planned.seeds) != 1)}")
+        for line in dry_run(trial.config, quiet=quiet).splitlines():
+            print(f"  {line}")
+    return 0
+
+
+# Doing it -----------------------------------------------------------------------------------------------------------
+
+
+def _do_all(planned: Grid, given: Any, failed: dict[str, str]) -> int:
+    """Learn what is not learned yet, and note what failed; 128 + the signal, at once, when stopped."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    trials = planned.trials
+    left = [trial for trial in trials if trial.result is None]
+    _see_data([trial.config for trial in left])
+    trial = None
+    try:
+        for trial in left:
+            say(f"{trials.index(trial) + 1} of {len(trials)}: {_title(trial)}", quiet=given.quiet)
+            code = _do(trial, given.quiet, failed)
+            if code >= 128:
+                return _stopped(code, trial, given.out)
+            if trial.name in failed:
+                say(f"{_title(trial)} failed: {failed[trial.name]}", quiet=given.quiet)
+            _write(planned, given, failed)
+        _write(planned, given, failed)
+    except SignalException as stopped:  # between two runs: who has supervised one has taken over the signals
+        return _stopped(128 + int(stopped.sigval), trial, given.out)
+    except KeyboardInterrupt:
+        return _stopped(128 + signal.SIGINT, trial, given.out)
     return 1 if failed else 0
 
 
-def _train(trial: Trial, quiet: bool) -> tuple[int, str]:
-    """Learn one run, or go on with it; how it ended, and why where it ended badly."""
-    from torch.distributed.elastic.multiprocessing import SignalException
+def _title(trial: Trial) -> str:
+    return f"{trial.cell.name}, seed {trial.seed}"
 
+
+def _stopped(code: int, trial: Trial | None, out: Path) -> int:
+    at = f" at {_title(trial)}" if trial else ""
+    say(f"the grid in {out} was stopped{at}; the same command goes on from there")
+    return code
+
+
+def _see_data(configs: list[Config]) -> None:
+    """Look at all data before anything is learned: a mistake there is better told now than in the last row."""
+    from cutline.data.sources import read
+
+    seen = []
+    for config in configs:
+        if (config.data, config.pictures.size) not in seen:
+            seen.append((config.data, config.pictures.size))
+            read(config, quiet=True)
+
+
+def _do(trial: Trial, quiet: bool, failed: dict[str, str]) -> int:
+    """Learn the run of a trial, or go on with it; or search with the weights of another's."""
+    learner = trial.learner
+    code = 0
+    if learner.learned is None:
+        code, why = _learn(learner, quiet)
+        if code:
+            failed[trial.name] = why
+    if code == 0 and learner != trial:
+        trial.keep(_search(trial, quiet))
+    return code
+
+
+def _learn(trial: Trial, quiet: bool) -> tuple[int, str]:
+    """As cutline train does, and with its care; how it ended, and why if badly."""
     from cutline import config as configuration
     from cutline.engine import folder, journal
     from cutline.engine.supervise import supervise
 
-    config = trial.config
     trial.place.mkdir(exist_ok=True)
     settings = trial.place / "settings.toml"
-    settings.write_text(configuration.to_toml(config), encoding="utf-8")
+    settings.write_text(configuration.to_toml(trial.config), encoding="utf-8")
+    command = ["cutline", "train", "--config", str(settings), "--no-bundle", *["--quiet"] * quiet]
     try:
-        run = trial.run or folder.make(config)
-        command = ["cutline", "train", "--config", str(settings), "--no-bundle", *["--quiet"] * quiet]
+        run = trial.run or folder.make(trial.config)
         try:
             with _printing_aside():
-                code = supervise(run, config, command, quiet=quiet)
+                code = supervise(run, trial.config, command, quiet=quiet)
             causes = [str(entry["cause"]) for entry in journal.read(run) if entry.get("cause")]
         finally:
             folder.unmake(run)
-    except SignalException as stopped:
-        return 128 + int(stopped.sigval), ""
     except CutlineError as error:
         code, causes = 2, [error.what]
-    why = causes[-1] if code and causes else ""
-    (trial.place / "failed.txt").write_text(why, encoding="utf-8") if code else None
-    return code, why
+    return code, causes[-1] if code and causes else ""
 
 
 @contextmanager
@@ -149,137 +201,44 @@ def _printing_aside() -> Iterator[None]:
         os.close(kept)
 
 
-def _dry_run(planned: Grid, quiet: bool) -> int:
-    from cutline.engine.estimate import dry_run
+def _search(trial: Trial, quiet: bool) -> dict[str, float]:
+    """The validation scores of another's best weights, with the search of this one."""
+    from cutline.engine import run, weights
+    from cutline.engine.known import Known
 
+    config, path = trial.config, trial.learner.learned
+    assert path
+    start, last = weights.named(run.load_model(path)[0]), max(len(config.stages) - 1, 0)
+    prepared = run.prepare(config, known=Known.load(path, config.task), stage=last, start=start, quiet=True)
+    batch = prepared.task.config.training.batch
+    validation = prepared.task.validate(batch, prepared.device.torch, lambda count: None)
+    assert validation
+    say(f"with the weights of {trial.learner.name}: {validation}", quiet=quiet)
+    return validation.to_dict()
+
+
+# Telling it ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(planned: Grid, failed: dict[str, str]) -> list[Any]:
+    from cutline.cli.grid_table import Row
+
+    rows = []
     for cell in planned.cells:
-        trial = next(each for each in planned.trials if each.cell == cell)
-        print(f"{cell.name}, {len(planned.seeds)} seed{'s' * (len(planned.seeds) != 1)}")
-        for line in dry_run(trial.config, quiet=quiet).splitlines():
-            print(f"  {line}")
-    return 0
+        trials = [trial for trial in planned.trials if trial.cell == cell]
+        results = {trial.seed: trial.result for trial in trials}
+        rows.append(
+            Row(
+                cell,
+                {seed: result for seed, result in results.items() if result},
+                {trial.seed: failed.get(trial.name, "") for trial in trials if not results[trial.seed]},
+            )
+        )
+    return rows
 
 
-# The table ----------------------------------------------------------------------------------------------------------
+def _write(planned: Grid, given: Any, failed: dict[str, str]) -> None:
+    from cutline.cli import grid_table
 
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    figures: dict[str, Figure | None]
-    """By column: scores as the events name them, and what it costs."""
-    done: int
-    asked: int
-    reasons: tuple[str, ...]
-
-
-_COSTS = ("learning", "parameters", "epoch_seconds", "seconds", "memory", "best_epoch")
-_FAVOURITES = ("_cider", "_bleu_4", "accuracy", "top5", "macro_f1")
-_NAMES = {
-    "learning": "learning", "parameters": "of", "epoch_seconds": "s/epoch", "seconds": "time", "memory": "memory",
-    "best_epoch": "best epoch", "top5": "best five", "macro_f1": "macro F1",
-}  # fmt: skip
-_LESS_IS_BETTER = ("learning", "parameters", "epoch_seconds", "seconds", "memory", "ece", "nll")
-
-
-def _row(planned: Grid, number: int) -> Row:
-    from cutline.engine import folder, grid
-
-    cell = planned.cells[number]
-    trials = [trial for trial in planned.trials if trial.cell == cell]
-    done = [trial.run for trial in trials if trial.run and folder.ended(trial.run) == "finished"]
-    found: list[Shown] = [grid.shown(run) for run in done]
-    keys = dict.fromkeys(key for each in found for key in each.scores)
-    figures = {key: grid.figure([each.scores.get(key) for each in found]) for key in keys}
-    figures |= {key: grid.figure([getattr(each, key) for each in found]) for key in _COSTS}
-    notes = [trial.place / "failed.txt" for trial in trials if trial.run not in done]
-    reasons = tuple(note.read_text(encoding="utf-8") for note in notes if note.exists())
-    return Row(cell.name, figures, len(done), len(trials), reasons)
-
-
-def _columns(rows: Sequence[Row], asked: str) -> list[str]:
-    there = list(dict.fromkeys(key for row in rows for key in row.figures if key not in _COSTS))
-    if asked == "all" or not there:
-        return [*there, *_COSTS]
-    if asked:
-        wanted = [key.strip() for key in asked.split(",")]
-        if odd := [key for key in wanted if key not in there]:
-            raise ConfigError(f"no run has the score '{odd[0]}'", expected=", ".join(there))
-        return [*wanted, *_COSTS]
-    return [*([key for end in _FAVOURITES for key in there if key.endswith(end)] or there), *_COSTS]
-
-
-def _heading(key: str) -> str:
-    for ending, name in (("_cider", "CIDEr-D"), ("_bleu_4", "BLEU-4")):
-        if key.endswith(ending):
-            return f"{name} {key.removesuffix(ending)}"
-    return _NAMES.get(key, key)
-
-
-def _cell(key: str, figure: Figure | None) -> str:
-    if figure is None:
-        return "–"
-    mean, spread = figure.mean, figure.spread
-    if key in ("learning", "parameters"):
-        return f"{mean / 1e6:.2f} M"
-    if key == "memory":
-        return size(mean)
-    if key == "seconds":
-        return duration(mean)
-    return f"{mean:.1f}" + (f" ± {spread:.1f}" if spread is not None and key != "epoch_seconds" else "")
-
-
-def _name(row: Row) -> str:
-    if row.done == row.asked:
-        return row.name
-    state = "failed: " + row.reasons[0] if row.reasons else "not finished"
-    return f"{row.name} ({row.done} of {row.asked}; {state})"
-
-
-def _best(rows: Sequence[Row], key: str) -> str:
-    """What the best of a column is shown as."""
-    there = [figure for row in rows if (figure := row.figures.get(key))]
-    if len(there) < 2 or key == "best_epoch":
-        return ""
-    choose = min if key.endswith(_LESS_IS_BETTER) else max
-    return _cell(key, choose(there, key=lambda figure: figure.mean))
-
-
-def _cells(rows: Sequence[Row], columns: Sequence[str]) -> list[list[tuple[str, bool]]]:
-    """The text of each cell, and whether it is the best of its column."""
-    best = {key: _best(rows, key) for key in columns}
-    table = []
-    for row in rows:
-        texts = [(key, _cell(key, row.figures.get(key))) for key in columns]
-        table.append([(text, text == best[key]) for key, text in texts])
-    return table
-
-
-def _show(planned: Grid, rows: Sequence[Row], columns: Sequence[str]) -> None:
-    from rich.text import Text
-
-    table = new_table(planned.heading, *map(_heading, columns))
-    for row, cells in zip(rows, _cells(rows, columns)):
-        add_row(table, _name(row), *(Text(text, style="bold" if best else "") for text, best in cells))
-    out = new_console()
-    out.print(table)
-    out.print(_caption(planned), style="dim")
-
-
-def _caption(planned: Grid) -> str:
-    count = len(planned.seeds)
-    spread = f"; ± is one standard deviation over {count} seeds" if count > 1 else ""
-    return f"scores of each run's best validation, 0 to 100{spread}"
-
-
-def _write_tables(planned: Grid, scores: str) -> None:
-    from cutline.engine import grid
-
-    rows = [_row(planned, number) for number in range(len(planned.cells))]
-    columns = _columns(rows, scores)
-    lines = [[planned.heading, *map(_heading, columns)], ["---"] * (len(columns) + 1)]
-    for row, cells in zip(rows, _cells(rows, columns)):
-        lines.append([_name(row), *(f"**{text}**" if best else text for text, best in cells)])
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-    grid.put(planned.out / "table.md", f"{text}\n\n{_caption(planned)}\n")
-    grid.write(planned.out / "table.json", {"rows": [asdict(row) for row in rows]})
+    rows = _rows(planned, failed)
+    grid_table.write(planned, rows, grid_table.columns(rows, given.scores, bool(given.rows)))

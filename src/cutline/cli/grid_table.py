@@ -1,0 +1,213 @@
+"""The table of a grid: for a terminal, as Markdown and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from cutline.cli.telling import add_row, count, new_console, new_table, size
+from cutline.console import duration
+from cutline.engine import grid
+from cutline.engine.grid import Cell, Grid
+from cutline.engine.results import Figure, Result, figure
+from cutline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_FAVOURITES = ("_cider", "_bleu_4", "accuracy", "top5", "macro_f1")
+"""What the names of the scores end with that are shown unless others are asked for."""
+_NAMES = {"_cider": "CIDEr-D", "_bleu_4": "BLEU-4", "top5": "best five", "macro_f1": "macro F1", "ece": "calibration"}
+_LESS_IS_BETTER = ("ece", "nll")
+_UNKNOWN = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    cell: Cell
+    results: dict[int, Result]
+    """By seed, as far as they are done."""
+    missing: dict[int, str]
+    """The other seeds, and why they are not done, where that is known."""
+
+    def figure(self, score: str) -> Figure | None:
+        return figure([result.scores.get(score) for result in self.results.values()])
+
+    def known(self, cost: str) -> list[float]:
+        return [value for each in self.results.values() if (value := getattr(each, cost)) is not None]
+
+
+@dataclass(frozen=True)
+class Column:
+    heading: str
+    texts: list[str]
+    best: list[bool]
+    """Whether no other row is better here."""
+
+
+def columns(rows: Sequence[Row], asked: str, compare: bool) -> list[list[Column]]:
+    """The scores that are asked for, and what they cost; where rows `compare`, with the difference to the first."""
+    there = list(dict.fromkeys(key for row in rows for each in row.results.values() for key in each.scores))
+    if asked == "all":
+        wanted = there
+    elif asked:
+        wanted = [key.strip() for key in asked.split(",")]
+        if there and (odd := [key for key in wanted if key not in there]):
+            raise ConfigError(f"no run has the score '{odd[0]}'", expected=", ".join(there))
+    else:
+        wanted = [key for ending in _FAVOURITES for key in there if key.endswith(ending)] or there
+    return [[_score(key, rows, compare) for key in wanted], _costs(rows)]
+
+
+def _score(key: str, rows: Sequence[Row], compare: bool) -> Column:
+    figures = [row.figure(key) for row in rows]
+    base = figures[0]
+    texts = []
+    for number, each in enumerate(figures):
+        text = _UNKNOWN if each is None else f"{each.mean:.1f}"
+        text += f" ± {each.spread:.1f}" if each and each.spread is not None else ""
+        texts.append(text + (f"\n{each.mean - base.mean:+.1f}" if compare and number and each and base else ""))
+    sign = -1 if key.endswith(_LESS_IS_BETTER) else 1
+    return Column(_heading(key), texts, _best([sign * each.mean if each else None for each in figures]))
+
+
+def _heading(key: str) -> str:
+    for ending, name in _NAMES.items():
+        if key.endswith(ending):
+            return f"{name} {key.removesuffix(ending)}".strip()
+    return key.replace("_", " ")
+
+
+def _costs(rows: Sequence[Row]) -> list[Column]:
+    def column(heading: str, cost: str, text: Callable[[float], str], of: Callable[[Sequence[float]], float]) -> Column:
+        values = [of(known) if (known := row.known(cost)) else None for row in rows]
+        texts = [_UNKNOWN if value is None else text(value) for value in values]
+        return Column(heading, texts, _best([None if value is None else -value for value in values]))
+
+    return [
+        column("learned", "learning", _millions, max),
+        column("parameters", "parameters", _millions, max),
+        column("s/epoch", "epoch_seconds", lambda seconds: f"{seconds:.{1 if seconds < 100 else 0}f}", _mean),
+        column("time", "seconds", duration, _mean),
+        column("memory", "memory", size, max),
+        Column("best epoch", [_epochs(row) for row in rows], [False] * len(rows)),
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _millions(count: float) -> str:
+    return f"{count / 1e6:.2f} M"
+
+
+def _epochs(row: Row) -> str:
+    """`7 of 12`, or of several seeds `5–9 of 12`."""
+    best, all_ = (sorted({int(value) for value in row.known(name)}) for name in ("best_epoch", "epochs"))
+    ends = [f"{each[0]}–{each[-1]}" if len(each) > 1 else f"{each[0]}" for each in (best, all_) if each]
+    return " of ".join(ends) or _UNKNOWN
+
+
+def _best(values: Sequence[float | None]) -> list[bool]:
+    known = {value for value in values if value is not None}
+    best = max(known) if len(known) > 1 else None
+    return [value is not None and value == best for value in values]
+
+
+# How it is shown ----------------------------------------------------------------------------------------------------
+
+
+def show(planned: Grid, rows: Sequence[Row], parts: Sequence[Sequence[Column]]) -> None:
+    """As one table or, where the terminal is too narrow for that, as several below each other."""
+    out = new_console()
+    names = [_name(row) for row in rows]
+    whole = [column for part in parts for column in part]
+    if _width(out, planned, names, whole) <= out.width:
+        parts = [whole]
+    for part in parts:
+        left = list(part)
+        while left:
+            fits = next((n for n in range(len(left), 1, -1) if _width(out, planned, names, left[:n]) <= out.width), 1)
+            out.print(_table(planned, names, left[:fits]))
+            out.print()
+            left = left[fits:]
+    for line in notes(planned, rows):
+        out.print(line, style="dim", markup=False)
+
+
+def _table(planned: Grid, names: Sequence[str], shown: Sequence[Column]) -> Table:
+    from rich.text import Text
+
+    table = new_table(planned.heading, *(column.heading for column in shown))
+    for number, name in enumerate(names):
+        add_row(table, name, *(Text(c.texts[number], style="bold" if c.best[number] else "") for c in shown))
+    return table
+
+
+def _width(out: Console, planned: Grid, names: Sequence[str], shown: Sequence[Column]) -> int:
+    wide = out.options.update(max_width=1000)
+    return out.measure(_table(planned, names, shown), options=wide).maximum
+
+
+def markdown(planned: Grid, rows: Sequence[Row], parts: Sequence[Sequence[Column]]) -> str:
+    shown = [column for part in parts for column in part]
+    lines = [[planned.heading, *(column.heading for column in shown)], ["---", *["---:"] * len(shown)]]
+    for number, row in enumerate(rows):
+        cells = []
+        for column in shown:
+            value, *difference = column.texts[number].split("\n")
+            cells.append(" ".join([f"**{value}**" if column.best[number] else value, *(f"({d})" for d in difference)]))
+        lines.append([_name(row), *cells])
+    table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
+    return "\n".join([*table, "", *(f"- {line}" for line in notes(planned, rows))]) + "\n"
+
+
+def to_dict(planned: Grid, rows: Sequence[Row]) -> dict[str, Any]:
+    """All that is known, for programs."""
+    told = []
+    for row in rows:
+        keys = dict.fromkeys(key for each in row.results.values() for key in each.scores)
+        figures = {key: each for key in keys if (each := row.figure(key))}
+        base = {key: each for key in keys if (each := rows[0].figure(key))}
+        told.append({
+            "name": row.cell.name, "changes": row.cell.changes,
+            "scores": {key: asdict(each) for key, each in figures.items()},
+            "difference": {key: each.mean - base[key].mean for key, each in figures.items() if key in base},
+            "seeds": {seed: asdict(result) for seed, result in row.results.items()},
+            "missing": row.missing,
+        })  # fmt: skip
+    return {"heading": planned.heading, "rows": told}
+
+
+def _name(row: Row) -> str:
+    done, asked = len(row.results), len(row.results) + len(row.missing)
+    return row.cell.name if done == asked else f"{row.cell.name} ({done} of {asked})"
+
+
+def notes(planned: Grid, rows: Sequence[Row]) -> list[str]:
+    """What one must know to read the table."""
+    seeds = len(planned.seeds)
+    lines = ["Scores are of each run's best validation, 0 to 100."]
+    if seeds > 1:
+        lines[0] = f"{lines[0][:-1]}: the mean over {seeds} seeds ± their standard deviation."
+    pictures = {each.pictures for row in rows for each in row.results.values() if each.pictures}
+    if len(pictures) > 1:
+        lines.append("They are not of the same pictures in all rows, and cannot be compared.")
+    known: dict[str, str] = {}
+    for row in rows:
+        if (first := known.setdefault(row.cell.learning, row.cell.name)) != row.cell.name:
+            lines.append(f"{row.cell.name}: with the weights of {first}, from which it differs in its search alone.")
+    for row in rows:
+        for seed, why in row.missing.items():
+            lines += [f"{row.cell.name}, seed {seed} failed: {why}"] if why else []
+    if open_ := sum(not why for row in rows for why in row.missing.values()):
+        lines.append(f"{count(open_, 'run')} not finished yet.")
+    return lines
+
+
+def write(planned: Grid, rows: Sequence[Row], parts: Sequence[Sequence[Column]]) -> None:
+    grid.put(planned.out / "table.md", markdown(planned, rows, parts))
+    grid.write(planned.out / "table.json", to_dict(planned, rows))
