@@ -93,14 +93,25 @@ def _make(out: Path) -> None:
 
 
 def _dry_run(planned: Grid, quiet: bool) -> int:
+    """What is left to do, and what that would take; 1 where a run could not begin."""
+    from cutline.cli.grid_table import ToDo, show_plan
     from cutline.engine.estimate import dry_run
 
+    plan = []
     for cell in planned.cells:
-        trial = next(each for each in planned.trials if each.cell == cell)
-        print(f"{cell.name}, {len(planned.seeds)} seed{'s' * (len(planned.seeds) != 1)}")
-        for line in dry_run(trial.config, quiet=quiet).splitlines():
-            print(f"  {line}")
-    return 0
+        left = [trial for trial in planned.trials if trial.cell == cell and trial.result is None]
+        if not left:
+            plan.append(ToDo(cell.name, 0, note="done"))
+        elif (learner := left[0].learner) != left[0]:
+            plan.append(ToDo(cell.name, len(left), note=f"with the weights of {learner.cell.name}"))
+        else:
+            say(f"trying {cell.name}", quiet=quiet)
+            try:
+                plan.append(ToDo(cell.name, len(left), dry_run(left[0].config, quiet=True)))
+            except CutlineError as error:
+                plan.append(ToDo(cell.name, len(left), wrong=str(error)))
+    show_plan(planned, plan)
+    return 1 if any(each.wrong for each in plan) else 0
 
 
 # Doing it -----------------------------------------------------------------------------------------------------------
@@ -154,8 +165,10 @@ def _see_data(configs: list[Config]) -> None:
 
 def _do(trial: Trial, quiet: bool, failed: dict[str, str]) -> int:
     """Learn the run of a trial, or go on with it; or search with the weights of another's."""
-    learner = trial.learner
-    code = 0
+    learner, code = trial.learner, 0
+    if learner.name in failed:  # it was tried a moment ago
+        failed[trial.name] = failed[learner.name]
+        return 1
     if learner.learned is None:
         code, why = _learn(learner, quiet)
         if code:
@@ -232,6 +245,7 @@ def _rows(planned: Grid, failed: dict[str, str]) -> list[Any]:
                 cell,
                 {seed: result for seed, result in results.items() if result},
                 {trial.seed: failed.get(trial.name, "") for trial in trials if not results[trial.seed]},
+                trials[0].learner.cell.name,
             )
         )
     return rows

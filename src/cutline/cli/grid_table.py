@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from cutline.engine.estimate import Estimate
+
 _FAVOURITES = ("_cider", "_bleu_4", "accuracy", "top5", "macro_f1")
 """What the names of the scores end with that are shown unless others are asked for."""
 _NAMES = {"_cider": "CIDEr-D", "_bleu_4": "BLEU-4", "top5": "best five", "macro_f1": "macro F1", "ece": "calibration"}
@@ -31,6 +33,8 @@ class Row:
     """By seed, as far as they are done."""
     missing: dict[int, str]
     """The other seeds, and why they are not done, where that is known."""
+    learner: str
+    """The row whose weights it has."""
 
     def figure(self, score: str) -> Figure | None:
         return figure([result.scores.get(score) for result in self.results.values()])
@@ -196,10 +200,8 @@ def notes(planned: Grid, rows: Sequence[Row]) -> list[str]:
     pictures = {each.pictures for row in rows for each in row.results.values() if each.pictures}
     if len(pictures) > 1:
         lines.append("They are not of the same pictures in all rows, and cannot be compared.")
-    known: dict[str, str] = {}
-    for row in rows:
-        if (first := known.setdefault(row.cell.learning, row.cell.name)) != row.cell.name:
-            lines.append(f"{row.cell.name}: with the weights of {first}, from which it differs in its search alone.")
+    shared = [row for row in rows if row.learner != row.cell.name]
+    lines += [f"{row.cell.name}: the weights of {row.learner}; it differs in its search alone." for row in shared]
     for row in rows:
         for seed, why in row.missing.items():
             lines += [f"{row.cell.name}, seed {seed} failed: {why}"] if why else []
@@ -211,3 +213,32 @@ def notes(planned: Grid, rows: Sequence[Row]) -> list[str]:
 def write(planned: Grid, rows: Sequence[Row], parts: Sequence[Sequence[Column]]) -> None:
     grid.put(planned.out / "table.md", markdown(planned, rows, parts))
     grid.write(planned.out / "table.json", to_dict(planned, rows))
+
+
+@dataclass(frozen=True)
+class ToDo:
+    """What is left to do of a row."""
+
+    name: str
+    runs: int
+    each: Estimate | None = None
+    note: str = ""
+    """In place of an estimate."""
+    wrong: str = ""
+    """Why it could not begin."""
+
+
+def show_plan(planned: Grid, plan: Sequence[ToDo]) -> None:
+    out, table = new_console(), new_table(planned.heading, "to do", "parameters", "steps", "time each")
+    for row in plan:
+        figures = [_UNKNOWN, _UNKNOWN, row.note or _UNKNOWN]
+        if row.each:
+            figures = [_millions(row.each.parameters), f"{row.each.steps:,}", duration(row.each.seconds)]
+        add_row(table, row.name, f"{row.runs} of {len(planned.seeds)}", *figures)
+    out.print(table)
+    for row in plan:
+        if row.wrong:
+            out.print(f"{row.name}: {row.wrong}", markup=False)
+    known = [row for row in plan if row.each]
+    seconds = sum(row.runs * row.each.seconds for row in known if row.each)
+    out.print(f"{count(sum(row.runs for row in known), 'run')}, {duration(seconds)} in all", style="bold")

@@ -19,6 +19,7 @@ from cutline.engine.sources import Source
 from cutline.engine.trainer import Trainer
 from cutline.engine.weights import Model
 from cutline.errors import CutlineError
+from cutline.evaluation import cost
 from cutline.features import backends
 
 WARM, TIMED = 1, 3
@@ -26,7 +27,20 @@ TRIED = 32
 """Pictures encoded to see how long storing the features of all would take."""
 
 
-def dry_run(config: Config, *, quiet: bool = False) -> str:
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take, in words and as figures."""
+
+    words: str
+    parameters: int
+    steps: int
+    seconds: float
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def dry_run(config: Config, *, quiet: bool = False) -> Estimate:
     """Read everything, take a few steps of each stage, and say what the whole would take; nothing is left behind."""
     stages = [_Tried.of(config, stage, quiet) for stage in range(max(1, len(config.stages)))]
     first, free = stages[0], shutil.disk_usage(_existing(Path(config.output))).free
@@ -39,12 +53,13 @@ def dry_run(config: Config, *, quiet: bool = False) -> str:
         f"memory     {stages[-1].memory}",
         f"disk       {needs.disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB free",
     ]
-    lines.append(f"time       {duration(sum(each.seconds for each in stages))}: " + "; ".join(e.time for e in stages))
+    seconds = sum(each.seconds for each in stages)
+    lines.append(f"time       {duration(seconds)}: " + "; ".join(each.time for each in stages))
     try:
         needs.check(Path(config.output))
     except CutlineError as short:
         raise CutlineError("\n".join([*lines, short.what]), fix=short.fix) from None
-    return "\n".join(lines)
+    return Estimate("\n".join(lines), first.parameters, sum(each.count for each in stages), seconds)
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,10 @@ class _Tried:
 
     data: str
     model: str
+    parameters: int
     steps: str
+    count: int
+    """Of steps."""
     memory: str
     time: str
     seconds: float
@@ -75,7 +93,9 @@ class _Tried:
         return cls(
             data=f"{learn} pictures to learn from, {judge} to validate on",
             model=_shapes(prepared),
+            parameters=cost.parameters(prepared.model),
             steps=f"{trainer.total_steps}: {training.epochs} epochs of {trainer.steps_per_epoch}, {amount} {what} each",
+            count=trainer.total_steps,
             memory=_memory(prepared),
             time=f"{trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
             seconds=trial.seconds + trainer.total_steps * seconds + validations * checked,
@@ -187,7 +207,7 @@ def _validation_seconds(trainer: Trainer) -> float:
 def _shapes(prepared: run.Prepared) -> str:
     encoder = prepared.model.encoder
     side = encoder.grid_side
-    total = sum(p.numel() for p in prepared.model.parameters())
+    total = cost.parameters(prepared.model)
     ends = [f"{len(prepared.known.words.pieces)} words"] if prepared.known.words else []
     ends += [f"{len(prepared.known.classes)} classes"] if prepared.known.classes else []
     return (
