@@ -274,7 +274,7 @@ def _damaged(path: Path, why: str) -> ModelError:
     return ModelError(f"{path} is damaged: {why}", fix="export the run again, or copy the bundle again")
 
 
-def positive(batch: int) -> int:
-    if batch < 1:
-        raise ConfigError(f"a batch of {batch} pictures", expected="1 or more")
-    return batch
+def positive(number: int, what: str = "pictures in a batch") -> int:
+    if number < 1:
+        raise ConfigError(f"{number} {what}", expected="1 or more")
+    return number

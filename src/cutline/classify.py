@@ -48,7 +48,9 @@ class Classifier:
     def __init__(self, opened: Bundle) -> None:
         self.path, self.facts = opened.path, opened.facts
         if opened.kind != "classes":
-            raise ModelError(f"{self.path} writes captions, and knows no classes", fix="cutline caption")
+            raise ModelError(
+                f"{self.path} writes captions, and knows no classes", fix=f"cutline caption --model {self.path}"
+            )
         try:
             self.transform = Transform.from_dict(self.facts["transform"])
             self.classes: tuple[str, ...] = tuple(json.loads(opened.files["classes.json"]))
@@ -87,7 +89,7 @@ class Classifier:
 
     def _guess(self, pixels: Array, top: int) -> list[tuple[Guess, ...]]:
         chances = softmax(self.logits(pixels), self.temperature)
-        best = np.argsort(-chances, axis=1, kind="stable")[:, : positive(top)]
+        best = np.argsort(-chances, axis=1, kind="stable")[:, : positive(top, "classes of a picture")]
         return [
             tuple(Guess(self.classes[place], float(row[place])) for place in places)
             for row, places in zip(chances, best, strict=True)

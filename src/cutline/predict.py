@@ -77,7 +77,8 @@ class Captioner:
     def __init__(self, opened: Bundle) -> None:
         self.path, self.facts = opened.path, opened.facts
         if opened.kind != "captions":
-            raise ModelError(f"{self.path} puts pictures into classes, and writes no captions", fix="cutline classify")
+            what = f"{self.path} puts pictures into classes, and writes no captions"
+            raise ModelError(what, fix=f"cutline classify --model {self.path}")
         files, open_graph, memory = opened.files, opened.open_graph, self.facts["memory"]
         try:
             self.transform = Transform.from_dict(self.facts["transform"])

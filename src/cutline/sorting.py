@@ -40,10 +40,8 @@ class Sorting:
         self.there = 0
         """Pictures whose bytes were there already."""
         self._earlier = {entry.source: entry for entry in undo.entries.values()}
-        # Pictures are put one at a time, so an interruption has met the last one or none.
-        for line, entry in list(undo.entries.items())[-1:]:
-            if _cut_short(undo.folder, entry):
-                (undo.folder / entry.target).unlink()
+        for line, entry in list(undo.entries.items())[-1:]:  # no other can have been interrupted
+            if _never_put(undo.folder, entry):
                 undo.drop(line)
 
     def __str__(self) -> str:
@@ -77,11 +75,11 @@ class Sorting:
             else:
                 self.there += 1
         except OSError as error:
-            raise DataError(f"{picture}: stays where it is: {error.strerror or error}") from None
+            raise DataError(f"{picture}: stays where it is: {_why(error)}") from None
 
     def _put(self, source: Path, folder: str) -> bool:
         """False where its bytes are there already."""
-        seen, print = _stamp(source), _fingerprint(source)
+        seen, print = source.stat(), _fingerprint(source)
         earlier = self._earlier.get(source)
         if earlier and earlier.print == print and _whole(self._undo.folder, earlier):
             if self._move:  # all but the last step was done
@@ -139,7 +137,7 @@ def bring_back(undo: Undo) -> Iterator[str]:
         try:
             left = _bring_back(undo.folder, entry)
         except OSError as error:
-            left = f"{undo.folder / entry.target}: {error.strerror or error}"
+            left = f"{undo.folder / entry.target}: {_why(error)}"
         if not left:
             undo.drop(line)
         yield left
@@ -149,14 +147,15 @@ def bring_back(undo: Undo) -> Iterator[str]:
 
 def _bring_back(folder: Path, entry: Entry) -> str:
     source, target = entry.source, folder / entry.target
-    if not os.path.lexists(target):  # it was never put there, or has been brought back already
-        return "" if os.path.lexists(source) else f"{target}: is no longer there, and neither is {source}"
-    if _cut_short(folder, entry):
-        target.unlink()
+    if _never_put(folder, entry):
         return ""
-    seen = _stamp(target) if _plain(target) else None
-    if not seen or not _whole(folder, entry):
+    if not os.path.lexists(target):
+        return f"{target}: is no longer there, and neither is {source}"
+    seen = target.lstat()
+    if not _whole(folder, entry):
         return f"{target}: has changed since it was put there"
+    if _begins(source, target):  # an interruption has met the way back
+        source.unlink()
     if not os.path.lexists(source):
         source.parent.mkdir(parents=True, exist_ok=True)
         _bring(target, source, entry.print, seen, move=True)
@@ -167,7 +166,7 @@ def _bring_back(folder: Path, entry: Entry) -> str:
     return ""
 
 
-def _bring(source: Path, target: Path, print: Print, seen: object, *, move: bool) -> None:
+def _bring(source: Path, target: Path, print: Print, seen: os.stat_result, *, move: bool) -> None:
     """Copy or move a file to a name that nothing has, or raise `FileExistsError`; it is there whole or not at all."""
     if not (move and _linked(source, target)):
         _copy(source, target, print)
@@ -207,19 +206,14 @@ def _copy(source: Path, target: Path, print: Print) -> None:
             raise
 
 
-def _remove(path: Path, seen: object, kept: Path) -> None:
+def _remove(path: Path, seen: os.stat_result, kept: Path) -> None:
     """Remove a file that is as it was seen, and whose bytes are in another one as well."""
-    if _stamp(path) != seen:
+    now = path.lstat()
+    if (now.st_ino, now.st_size, now.st_mtime_ns) != (seen.st_ino, seen.st_size, seen.st_mtime_ns):
         raise OSError("it was changed in this moment")
-    if path.samefile(kept) and (path.stat().st_nlink < 2 or path.resolve() == kept.resolve()):
+    if path.samefile(kept) and (now.st_nlink < 2 or path.resolve() == kept.resolve()):
         raise OSError(f"it is the same file as {kept}")
     path.unlink()
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """What changes when someone writes to a file or puts another in its place."""
-    about = path.stat()
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def _fingerprint(path: Path) -> Print:
@@ -239,16 +233,25 @@ def _whole(folder: Path, entry: Entry) -> bool:
     return _plain(target) and target.stat().st_size == entry.print.bytes and _fingerprint(target) == entry.print
 
 
-def _cut_short(folder: Path, entry: Entry) -> bool:
-    """Whether what is there is the beginning of a copy, of a picture that is still where it was."""
-    target, source = folder / entry.target, entry.source
-    if not _plain(target) or not source.is_file():
+def _never_put(folder: Path, entry: Entry) -> bool:
+    """Whether a picture is still where it was and nowhere else. What an interruption left of a copy is removed."""
+    target = folder / entry.target
+    if not _whole(folder, entry) and _begins(target, entry.source):
+        target.unlink()
+    return os.path.lexists(entry.source) and not os.path.lexists(target)
+
+
+def _begins(part: Path, whole: Path) -> bool:
+    """Whether a file has the first bytes of another, and not all of them."""
+    if not _plain(part) or not whole.is_file() or part.stat().st_size >= whole.stat().st_size:
         return False
-    size = target.stat().st_size
-    if size >= entry.print.bytes or source.stat().st_size != entry.print.bytes:
-        return False
-    with source.open("rb") as file:
-        return file.read(size) == target.read_bytes()
+    with part.open("rb") as some, whole.open("rb") as all:
+        return all.read(part.stat().st_size) == some.read()
+
+
+def _why(error: OSError) -> str:
+    place = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror}{place}" if error.strerror else str(error)
 
 
 def _numbered(name: str) -> Iterator[str]:
@@ -279,7 +282,7 @@ def folder_names(labels: Iterable[str]) -> dict[str, str]:
 def _safe(label: str) -> str:
     """A class as a name that Linux, macOS and Windows take, and that hides no folder."""
     marks = "".join("_" if unicodedata.category(c) in ("Cc", "Cs") or c in '/\\:*?"<>|' else c for c in label)
-    name = _short(marks, _LONGEST // 2).strip().rstrip(".")
+    name = _short(marks, _LONGEST // 2).lstrip().rstrip(". ")
     if name.split(".")[0].rstrip().casefold() in _DEVICES or name[:1] in ("", "."):
         name = f"_{name}"
     return name

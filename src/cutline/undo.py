@@ -6,6 +6,7 @@ A line of JSON each. A crash can only cut the last line short, and what it would
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -68,8 +69,10 @@ class Undo:
 
     def make(self, name: str) -> None:
         """A folder below this one; "." is this one itself."""
-        self._append({"made": name})
         path = self.folder / name
+        if os.path.lexists(path) and not path.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+        self._append({"made": name})
         path.mkdir(exist_ok=True)
         durable.sync(path.parent)
 
@@ -132,7 +135,7 @@ def held(path: Path, *, new: bool = False) -> Iterator[Undo]:
     try:
         handle = os.open(path, os.O_RDWR | os.O_APPEND | (os.O_CREAT if new else 0), 0o644)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}", expected="the undo.jsonl of a sorted folder") from None
+        raise DataError(f"{path}: {error.strerror}", expected="" if new else "an undo file") from None
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -163,14 +163,17 @@ def _undo(file: Path, *, quiet: bool) -> int:
     from cutline.sorting import UNDO, bring_back
     from cutline.undo import held
 
-    with held(file / UNDO if file.is_dir() else file) as undo:
-        total = len(undo.entries)
-        with progress("bringing back", total, "pictures", quiet=quiet) as advance:
-            left = 0
-            for reason in bring_back(undo):
-                advance()
-                if reason:
-                    left += 1
-                    say(reason)
-    say(f"{total - left} pictures are back" + (f", {left} are left as they are" if left else ""), quiet=quiet)
+    back = left = 0
+    with (
+        held(file / UNDO if file.is_dir() else file) as undo,
+        progress("bringing back", len(undo.entries), "pictures", quiet=quiet) as advance,
+    ):
+        for reason in bring_back(undo):
+            advance()
+            if reason:
+                left += 1
+                say(reason)
+            else:
+                back += 1
+    say(f"{back} pictures are back" + (f", {left} are left as they are" if left else ""), quiet=quiet)
     return 1 if left else 0
