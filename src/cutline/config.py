@@ -21,6 +21,8 @@ class DataConfig:
     """How to read it: a reader's name (`cutline data formats`), or "auto" to look."""
     languages: tuple[str, ...] = ()
     """Caption languages to learn; empty means all that are there."""
+    divide: Literal["given", "anew"] = "given"
+    """Take the splits that the data gives, where it does; or divide all of it anew, by picture, whatever it says."""
     val_share: float = 0.1
     """Share of the pictures held back for validation where the data gives no split."""
     test_share: float = 0.1
@@ -128,6 +130,9 @@ class ClassesConfig:
 class TrainingConfig:
     epochs: int = 12
     """Times that every picture is learned from."""
+    minutes: float = 0.0
+    """Most minutes of learning, loading included and validation not; the rate comes to its end with them (0: as many as
+    the epochs take). How far a run comes then hangs on the machine: no two are the same."""
     objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
     """Learn to say what the captions say; or write captions freely and learn from those that score above the others."""
     candidates: Literal["beam", "sample"] = "beam"
@@ -320,7 +325,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("health.gpu_celsius", "health.checkpoint_minutes"), (0, math.inf)),
     **dict.fromkeys(("health.memory", "health.gpu_memory", "health.loader", "training.unreadable"), (0, 1)),
     "training.reward_bleu": (0, math.inf),
-    "training.ground": (0, math.inf),
+    **dict.fromkeys(("training.ground", "training.minutes"), (0, math.inf)),
     **dict.fromkeys(("training.bad_steps", "processes"), (1, math.inf)),
     "health.port": (0, 65535),
     "pictures.augment_crop": (0.01, 1),

@@ -18,7 +18,7 @@ from cutline.data.inspect import inspect
 from cutline.data.labels import Balance, balance, count_labels, evenly, oddities
 from cutline.data.readers import detect, read_corpus
 from cutline.data.sources import read
-from cutline.errors import DataError
+from cutline.errors import ConfigError, DataError
 
 _RECORD = 3073
 
@@ -104,6 +104,17 @@ def test_validation_gets_its_share_of_what_is_for_training(tmp_path: Path) -> No
     assert by_class(corpus)["cat"] == {"train": 40, "val": 10, "test": 10}
     assert "100 training pictures divided" in corpus.source
     assert not read_corpus(tmp_path, val_share=0).split("val")
+
+
+def test_all_is_divided_anew_where_that_is_asked_for(tmp_path: Path) -> None:
+    """As with COCO's validation pictures, when those are all there are."""
+    classes(tmp_path, val__cat=50, val__dog=50)
+    assert not read_corpus(tmp_path).split("train")
+    corpus = read_corpus(tmp_path, divide="anew", val_share=0.2, test_share=0)
+    assert by_class(corpus)["dog"] == {"train": 40, "val": 10, "test": 0}
+    assert "100 pictures divided" in corpus.source
+    with pytest.raises(ConfigError, match="divide"):
+        read_corpus(tmp_path, divide="new")  # type: ignore[arg-type]
 
 
 def test_captions_are_still_divided_one_by_one(tmp_path: Path) -> None:

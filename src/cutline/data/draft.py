@@ -198,6 +198,11 @@ class Draft:
 
     # The end ----------------------------------------------------------------------------------------------------
 
+    def forget_splits(self) -> None:
+        """What the source says of splits does not count."""
+        for entry in self.entries.values():
+            entry.split = None
+
     def finish(self, source: str, shares: tuple[float, float], seed: int, skip_bad: bool) -> Corpus:
         entries = self._usable()
         missing = [lang for lang in self.languages if lang not in self._languages_seen]

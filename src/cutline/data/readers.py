@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cutline.data.cifar import cifar_files, read_cifar
 from cutline.data.classes import read_classes
@@ -103,6 +104,7 @@ def read_corpus(
     format: str = "auto",
     *,
     languages: Sequence[str] = (),
+    divide: Literal["given", "anew"] = "given",
     val_share: float = 0.1,
     test_share: float = 0.1,
     seed: int = 0,
@@ -111,9 +113,9 @@ def read_corpus(
 ) -> Corpus:
     """The corpus at `path`, a folder or a file.
 
-    Splits that the data gives are kept; a picture without one falls into one by the hash of its id and `seed`. All
-    problems are raised together as one `DataError`, or with `skip_bad` left out and kept in `corpus.problems`. Without
-    `pictures`, captions alone are wanted, and the pictures need not be there.
+    Splits that the data gives are kept, unless it is to be divided anew; a picture without one falls into one by the
+    hash of its id and `seed`. All problems are raised together as one `DataError`, or with `skip_bad` left out and kept
+    in `corpus.problems`. Without `pictures`, captions alone are wanted, and the pictures need not be there.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -128,6 +130,8 @@ def read_corpus(
         FORMATS[name].read(path, draft)
     except OSError as error:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from None
+    if choose(divide, ("given", "anew"), "divide") == "anew":
+        draft.forget_splits()
     return draft.finish(f"{path} ({name})", (val_share, test_share), seed, skip_bad)
 
 

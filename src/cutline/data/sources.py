@@ -28,6 +28,7 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
         path,
         data.format,
         languages=data.languages,
+        divide=data.divide,
         val_share=data.val_share,
         test_share=data.test_share,
         seed=data.split_seed,

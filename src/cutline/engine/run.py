@@ -121,7 +121,7 @@ def _pictures(config: Config, corpus: Corpus, languages: Sequence[str]) -> tuple
         raise DataError(
             f"{corpus.source} has {len(learn)} {what} pictures to learn from and {len(judge)} to validate on",
             expected="at least one of each",
-            fix="cutline data inspect shows what is there; --val-share divides data that has no splits",
+            fix="cutline data inspect shows what is there; --divide anew leaves the splits that the data gives",
         )
     return learn, judge
 
