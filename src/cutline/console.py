@@ -48,7 +48,9 @@ def _shown(what: str, total: int, unit: str, done: int, quiet: bool) -> Iterator
 
 
 def speed(count: float, seconds: float, unit: str) -> str:
-    """`1.4 steps/s`, `210 pictures/s`."""
+    """`1.4 steps/s`, `210 pictures/s`; of seconds themselves nothing, as they all take as long."""
+    if unit == "s":
+        return ""
     rate = count / max(seconds, 1e-9)
     return f"{rate:.{0 if rate >= 10 else 1}f} {unit}/s"
 
@@ -101,6 +103,7 @@ def _lines(what: str, total: int, unit: str, done: int) -> Advance:
         left = "" if finished else f", {duration((total - done - count) * took / max(count, 1))} left"
         share = 100 * (done + count) // total
         behind = f"  {note}" if note else ""
-        say(f"{what}: {done + count}/{total} ({share} %), {speed(count, took, unit)}{left}{behind}")
+        rate = speed(count, took, unit)
+        say(f"{what}: {done + count}/{total} ({share} %)" + (f", {rate}" if rate else f" {unit}") + f"{left}{behind}")
 
     return advance

@@ -38,6 +38,7 @@ FLAGS = {
     "words": "words.kind",
     "embeddings": "words.embeddings",
     "epochs": "training.epochs",
+    "minutes": "training.minutes",
     "batch": "training.batch",
     "rate": "training.rate",
     "precision": "training.precision",

@@ -89,16 +89,20 @@ class _Tried:
             checked = _validation_seconds(trainer)
         what = "words" if prepared.known.words else "pictures"
         training, learn, judge = trainer.config, prepared.batches.count, len(prepared.task.samples)
-        validations = -(-training.epochs // training.validate_every)
+        steps = trainer.total_steps
+        if training.minutes:
+            steps = min(steps, max(1, round(60 * training.minutes / seconds)))
+        epochs = -(-steps // trainer.steps_per_epoch)
+        validations = -(-epochs // training.validate_every)
         return cls(
             data=f"{learn} pictures to learn from, {judge} to validate on",
             model=_shapes(prepared),
             parameters=cost.parameters(prepared.model),
-            steps=f"{trainer.total_steps}: {training.epochs} epochs of {trainer.steps_per_epoch}, {amount} {what} each",
-            count=trainer.total_steps,
+            steps=f"{steps}: {epochs} epochs of {trainer.steps_per_epoch}, {amount} {what} each",
+            count=steps,
             memory=_memory(prepared),
             time=f"{trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
-            seconds=trial.seconds + trainer.total_steps * seconds + validations * checked,
+            seconds=trial.seconds + steps * seconds + validations * checked,
             needs=Needs.of(prepared),
             stored=trial.bytes,
         )

@@ -50,13 +50,12 @@ class Loop:
         trainer.batches.on_death = lambda why: self._met("loader_died", f"{why}; others go on", step=at.step)
         stages = len(trainer.facts["config"]["stages"]) if trainer.facts else 0
         what = f"stage {at.stage + 1} of {stages}" if stages else "training"
-        bar = progress(what, trainer.total_steps, "steps", done=at.step - at.begun, quiet=self.quiet)
+        bar = progress(what, *self._planned(), done=self._done(), quiet=self.quiet)
         with contextlib.closing(self), _stop_requested() as stop, bar as advance:
             self.saver.start_at(next(self.checkpoints.verified(), None))
             self._journal(
-                "training", step=at.step, total=at.begun + trainer.total_steps, stage=at.stage + 1, epoch=at.epoch,
-                epochs=trainer.config.epochs, device=str(trainer.device), world=trainer.ranks.world,
-                **_parameters(trainer),
+                "training", step=at.step, stage=at.stage + 1, epoch=at.epoch, device=str(trainer.device),
+                world=trainer.ranks.world, **self._ends(), **_parameters(trainer),
             )  # fmt: skip
             while not self._over():
                 if trainer.at.validated < trainer.at.epoch:
@@ -71,17 +70,36 @@ class Loop:
     def _over(self) -> bool:
         at, config = self.trainer.at, self.trainer.config
         patience_lost = bool(config.patience) and at.bad >= config.patience
-        return at.validated == at.epoch and (at.epoch >= config.epochs or patience_lost)
+        ended = at.epoch >= config.epochs or patience_lost or self.trainer.out_of_time
+        return at.validated == at.epoch and not at.batch and ended
+
+    def _planned(self) -> tuple[int, str]:
+        """How much there is to do in this stage, and of what: of seconds, where it is they that are limited."""
+        trainer, minutes = self.trainer, self.trainer.config.minutes
+        return (max(1, int(60 * minutes)), "s") if minutes else (trainer.total_steps, "steps")
+
+    def _done(self) -> int:
+        trainer, at = self.trainer, self.trainer.at
+        return min(int(at.seconds), self._planned()[0]) if trainer.config.minutes else at.step - at.begun
+
+    def _ends(self) -> dict[str, float]:
+        """What is known of the end: of a run by the clock nobody knows its last step."""
+        trainer, config = self.trainer, self.trainer.config
+        if config.minutes:
+            return {"minutes": config.minutes}
+        return {"total": trainer.at.begun + trainer.total_steps, "epochs": config.epochs}
 
     def _epoch(self, advance: Advance, stop: Callable[[], int]) -> None:
         trainer = self.trainer
         for group in trainer.groups():
-            split = trainer.at.split
+            if trainer.out_of_time:
+                break
+            split, done = trainer.at.split, self._done()
             figures = trainer.step(group, stop=bool(stop()))
             at = trainer.at
             at.batch += len(group)
             self._write_step(group, figures, split)
-            advance(1, note=f"loss {figures['loss']:.3f}")
+            advance(self._done() - done, note=f"loss {figures['loss']:.3f}")
             if at.trouble > 10 * trainer.config.bad_steps:
                 return self._go_back()
             if figures["stop"]:
@@ -90,7 +108,7 @@ class Loop:
                 self._save()
         at = trainer.at
         at.epoch, at.batch, at.unreadable = at.epoch + 1, 0, 0
-        if at.epoch % trainer.config.validate_every and at.epoch < trainer.config.epochs:
+        if at.epoch % trainer.config.validate_every and at.epoch < trainer.config.epochs and not trainer.out_of_time:
             at.validated = at.epoch
             self._save()
         return None
@@ -146,7 +164,8 @@ class Loop:
             self._miss(dict(validation.unreadable))
         mark = "  best so far" if better else ""
         took = time.perf_counter() - started
-        say(f"epoch {at.epoch}/{trainer.config.epochs}: {validation}  ({took:.0f} s){mark}", quiet=self.quiet)
+        epochs = "" if trainer.config.minutes else f"/{trainer.config.epochs}"
+        say(f"epoch {at.epoch}{epochs}: {validation}  ({took:.0f} s){mark}", quiet=self.quiet)
 
     # What lasts
 
@@ -197,11 +216,11 @@ class Loop:
         """How it goes, for whoever watches."""
         at, newest = self.trainer.at, self.saver.newest
         return self.trainer.meter.read() | {
-            "step": at.step, "total_steps": at.begun + self.trainer.total_steps, "epoch": at.epoch, "loss": self.loss,
+            "step": at.step, "epoch": at.epoch, "loss": self.loss,
             "best_score": at.best, "skipped_steps": at.skipped,
             "checkpoint_step": newest.step if newest else -1,
             "checkpoint_age_seconds": time.monotonic() - self.saver.newest_time,
-        }  # fmt: skip
+        } | ({} if self.trainer.config.minutes else {"total_steps": at.begun + self.trainer.total_steps})  # fmt: skip
 
     def close(self) -> None:
         self.saver.close()

@@ -1,4 +1,7 @@
-"""The learning rate as a function of the step: nothing to save, nothing to get out of step on a resume."""
+"""The learning rate as a function of the step: nothing to save, nothing to get out of step on a resume.
+
+Where minutes are limited it is one of the seconds spent as well, which a checkpoint knows.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,20 @@ import math
 from cutline.config import TrainingConfig
 
 
-def rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int, drops: int) -> float:
+def rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int, drops: int, seconds: float = 0.0) -> float:
     """What the configured rate is multiplied by at `step`; `drops` counts the plateaus met so far."""
     warm = min(1.0, (step + 1) / config.warmup) if config.warmup else 1.0
     if config.schedule == "cosine":
-        total = max(steps_per_epoch * config.epochs - config.warmup, 1)
-        done = min(max(step - config.warmup, 0) / total, 1.0)
+        done = share(config, step - config.warmup, steps_per_epoch * config.epochs - config.warmup, seconds)
         return warm * 0.5 * (1 + math.cos(math.pi * done))
     if config.schedule == "step":
         return warm * float(config.drop ** (step // (steps_per_epoch * config.step_epochs)))
     if config.schedule == "plateau":
         return warm * float(config.drop**drops)
     return warm
+
+
+def share(config: TrainingConfig, step: int, steps: int, seconds: float) -> float:
+    """How much of the learning is done, 0 to 1: of its steps, or of its minutes where those are over sooner."""
+    by_time = seconds / (60 * config.minutes) if config.minutes else 0.0
+    return min(max(step / max(steps, 1), by_time, 0.0), 1.0)

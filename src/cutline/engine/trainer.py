@@ -21,7 +21,7 @@ from cutline.engine.checkpoint import Checkpoint, Checkpoints
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Precision, out_of_memory, reseed
 from cutline.engine.saver import Moment
-from cutline.engine.schedule import rate_factor
+from cutline.engine.schedule import rate_factor, share
 from cutline.engine.task import Task, Validated
 
 
@@ -57,6 +57,8 @@ class Progress:
     """Pictures of this epoch that could not be read."""
     events: int = 0
     """Bytes of the event log that belong to this state."""
+    seconds: float = 0.0
+    """Spent on learning in this stage, where its minutes are limited."""
 
 
 @dataclass
@@ -103,6 +105,8 @@ class Trainer:
         self.statistics = weights.statistics(task.model)
         self.at = Progress()
         self.meter = Meter()
+        self.unnoted = 0.0
+        """Seconds of learning that are not in `at` yet."""
         self.steps_per_epoch = -(-len(batches) // config.accumulate)
 
     def begin_stage(self, before: Progress) -> None:
@@ -115,10 +119,30 @@ class Trainer:
         """Of this stage."""
         return self.steps_per_epoch * self.config.epochs
 
+    @property
+    def share(self) -> float:
+        """How much of this stage is done, 0 to 1."""
+        return share(self.config, self.at.step - self.at.begun, self.total_steps, self.at.seconds)
+
+    @property
+    def out_of_time(self) -> bool:
+        return 0 < 60 * self.config.minutes <= self.at.seconds
+
     # What a step is
 
     def step(self, batches: list[Batch], *, stop: bool = False) -> dict[str, float]:
-        """Learn from some batches as if they were one.
+        """Learn from some batches as if they were one, and note the time that it took, with that of their loading."""
+        started = time.monotonic()
+        figures = self._step(batches, stop)
+        self.unnoted += time.monotonic() - started
+        if self.config.minutes:
+            (seconds,) = self.ranks.total(self.unnoted)
+            self.at.seconds += seconds / self.ranks.world
+        self.unnoted = 0.0
+        return figures
+
+    def _step(self, batches: list[Batch], stop: bool) -> dict[str, float]:
+        """What is left where the clock is left out.
 
         `stop` is passed on to all ranks: what comes back says whether any of them was asked to stop, and how many
         pictures could not be read. A loss or gradient that is no number leaves the weights as they are.
@@ -164,13 +188,14 @@ class Trainer:
 
     def _set_rate(self) -> None:
         step = self.at.step - self.at.begun
-        factor = rate_factor(self.config, step, self.steps_per_epoch, self.at.drops) * 0.5**self.at.setbacks
+        factor = rate_factor(self.config, step, self.steps_per_epoch, self.at.drops, self.at.seconds)
+        factor *= 0.5**self.at.setbacks
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * factor
 
     def _backward(self, batches: list[Batch], amount: int, pictures: int, before: list[torch.Tensor]) -> float:
         """Gradients of a step, in as many parts as memory asks for; returns what is told of the loss."""
-        sampling = self.config.scheduled_sampling * (self.at.step - self.at.begun) / max(self.total_steps, 1)
+        sampling = self.config.scheduled_sampling * self.share
         while True:
             reseed(self.seed, self.at.step, self.ranks.rank)
             self.optimizer.zero_grad(set_to_none=True)
@@ -207,9 +232,11 @@ class Trainer:
         while True:
             started = time.monotonic()
             group = list(islice(batches, self.config.accumulate))
-            self.meter.waited += time.monotonic() - started
+            waited = time.monotonic() - started
+            self.meter.waited += waited
             if not group:
                 return
+            self.unnoted += waited
             yield group
 
     def validate(self, advance: Callable[[int], None], stop: Callable[[], bool] = lambda: False) -> Validated | None:
