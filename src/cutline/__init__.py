@@ -1,7 +1,7 @@
 """Cutline teaches a small, fast model to describe pictures, and runs it anywhere.
 
     >>> import cutline
-    >>> captioner = cutline.load("bundle")
+    >>> captioner = cutline.load()  # the one in the box, or that in a bundle, by its path
     >>> captioner.caption("photo.jpg")[0].text
 
 Names are imported when they are first used, so `import cutline` costs nothing and never brings torch.

@@ -68,8 +68,14 @@ class Answered(NamedTuple, Generic[Said]):
     error: CutlineError | None
 
 
-def load(path: str | Path, *, backend: Backend = "auto", precision: Precision = "fp32", threads: int = 0) -> Any:
-    """The captioner or the classifier in a bundle (a folder or one file), or in a run's."""
+def load(
+    path: str | Path | None = None, *, backend: Backend = "auto", precision: Precision = "fp32", threads: int = 0
+) -> Any:
+    """The captioner or the classifier in a bundle (a folder or one file), or in a run's; or else the one in the box."""
+    if path is None:
+        from cutline.starter import starter
+
+        path = starter()
     bundle = open_bundle(path, backend, precision, threads)
     if bundle.kind == "classes":
         from cutline.classify import Classifier

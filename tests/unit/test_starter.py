@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import cutline
 from cutline import starter as box
 from cutline.errors import ModelError
 from cutline.predict import Captioner, load
@@ -24,6 +25,12 @@ def captioner() -> Captioner:
 def test_it_is_small_and_writes_four_languages(captioner: Captioner) -> None:
     assert box.FILE.stat().st_size <= 16 * 2**20
     assert captioner.languages == ("en", "de", "fr", "cs")
+
+
+def test_it_is_loaded_where_none_is_named(captioner: Captioner) -> None:
+    found = cutline.load()
+    assert isinstance(found, Captioner)
+    assert found.path == captioner.path
 
 
 def test_it_captions_a_photograph_in_each_language(captioner: Captioner) -> None:
