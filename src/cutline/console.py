@@ -104,6 +104,7 @@ def _lines(what: str, total: int, unit: str, done: int) -> Advance:
         share = 100 * (done + count) // total
         behind = f"  {note}" if note else ""
         rate = speed(count, took, unit)
-        say(f"{what}: {done + count}/{total} ({share} %)" + (f", {rate}" if rate else f" {unit}") + f"{left}{behind}")
+        rest = f" ({share} %), {rate}" if rate else f" {unit} ({share} %)"
+        say(f"{what}: {done + count}/{total}{rest}{left}{behind}")
 
     return advance

@@ -60,3 +60,10 @@ def test_work_that_was_begun_before_counts_but_not_in_the_speed(capsys: pytest.C
 def test_figures_for_people() -> None:
     assert [duration(seconds) for seconds in (7, 725, 11525)] == ["0:07", "12:05", "3:12:05"]
     assert [speed(14, 10, "steps"), speed(2100, 10, "pictures")] == ["1.4 steps/s", "210 pictures/s"]
+
+
+def test_a_bar_of_seconds_tells_no_speed(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("training", 60, "s", done=30) as advance:
+        advance(3, note="loss 1.0")
+    assert speed(30, 30, "s") == ""
+    assert "training: 33/60 s (55 %), " in capsys.readouterr().err
