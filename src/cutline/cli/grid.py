@@ -52,14 +52,16 @@ class Switches:
 
 
 def main(arguments: list[str]) -> int:
-    from cutline.cli import grid_table
     from cutline.cli.train import form
+
+    given = parse(form("Grid", _ABOUT, Switches, without=("name", "seed", "output")), arguments, verb="grid")
+    from cutline.cli import grid_table
     from cutline.engine import folder, grid
 
-    given = parse(form("Grid", _ABOUT, Switches, without=grid.OWN), arguments, verb="grid")
     planned = _planned(given)
     if given.dry_run:
         return _dry_run(planned, given.quiet)
+    _see_data([trial.config for trial in planned.trials if trial.result is None])
     _make(given.out)
     with folder.held(given.out):
         grid.open_or_begin(planned)
@@ -119,12 +121,14 @@ def _dry_run(planned: Grid, quiet: bool) -> int:
 
 def _do_all(planned: Grid, given: Any, failed: dict[str, str]) -> int:
     """Learn what is not learned yet, and note what failed; 128 + the signal, at once, when stopped."""
-    from torch.distributed.elastic.multiprocessing import SignalException
-
     trials = planned.trials
     left = [trial for trial in trials if trial.result is None]
-    _see_data([trial.config for trial in left])
-    trial = None
+    _write(planned, given, failed)
+    if not left:
+        return 0
+    from torch.distributed.elastic.multiprocessing import SignalException
+
+    trial = left[0]
     try:
         for trial in left:
             say(f"{trials.index(trial) + 1} of {len(trials)}: {_title(trial)}", quiet=given.quiet)
@@ -134,7 +138,6 @@ def _do_all(planned: Grid, given: Any, failed: dict[str, str]) -> int:
             if trial.name in failed:
                 say(f"{_title(trial)} failed: {failed[trial.name]}", quiet=given.quiet)
             _write(planned, given, failed)
-        _write(planned, given, failed)
     except SignalException as stopped:  # between two runs: who has supervised one has taken over the signals
         return _stopped(128 + int(stopped.sigval), trial, given.out)
     except KeyboardInterrupt:
@@ -146,9 +149,8 @@ def _title(trial: Trial) -> str:
     return f"{trial.cell.name}, seed {trial.seed}"
 
 
-def _stopped(code: int, trial: Trial | None, out: Path) -> int:
-    at = f" at {_title(trial)}" if trial else ""
-    say(f"the grid in {out} was stopped{at}; the same command goes on from there")
+def _stopped(code: int, trial: Trial, out: Path) -> int:
+    say(f"the grid in {out} was stopped at {_title(trial)}; the same command goes on from there")
     return code
 
 
