@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -15,7 +18,7 @@ from cutline import config as configuration
 from cutline.cli import grid_table
 from cutline.cli.grid_table import Row
 from cutline.config import Config
-from cutline.engine import grid
+from cutline.engine import grid, machine
 from cutline.engine.grid import Cell, Grid
 from cutline.engine.results import Figure, Result, figure, result
 from cutline.errors import ConfigError
@@ -253,6 +256,19 @@ def test_of_a_run_that_has_only_begun_little_is_known(run: Path) -> None:
     (run / "events.jsonl").write_text("")
     (run / "journal.jsonl").write_text('{"time": 5.0, "kind": "started"}\n')
     assert result(run) == Result()
+
+
+def test_the_peak_of_a_process_is_its_own() -> None:
+    """And not that of who has started it, which is a grid that may have held a model."""
+    held = np.ones(400_000_000, np.uint8)
+    told = subprocess.run(
+        [sys.executable, "-c", "from cutline.engine.machine import peak_memory; print(peak_memory())"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    own = machine.peak_memory()
+    assert own is not None
+    assert own > held.nbytes > int(told.stdout)
+    assert machine.peak_memory(Path("nowhere")) is None
 
 
 def test_a_figure_is_a_mean_and_a_standard_deviation() -> None:

@@ -8,12 +8,12 @@ Functions that read control groups take the root of the file system, below which
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -177,14 +177,14 @@ def _table(path: Path) -> dict[str, int]:
     return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
-def peak_memory() -> int | None:
+def peak_memory(root: Path = ROOT) -> int | None:
     """The most bytes that this process has ever held; None where none can tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with contextlib.suppress(OSError):
+        # Not from getrusage, which begins with what the process that started this one held.
+        for line in (root / "proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
 
 
 def _process_memory() -> int:
