@@ -1,10 +1,10 @@
-"""`cutline export`: from a run to a bundle that captions without torch."""
+"""`cutline export`: from a run to a bundle that captions or classifies without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -15,12 +15,15 @@ from cutline.errors import ConfigError, DataError, require
 
 @dataclass(frozen=True)
 class Export:
-    """Write a run's best captioner as a bundle, and check that it captions as PyTorch does."""
+    """Write a run's best captioner or classifier as a bundle, and check that it does as PyTorch does."""
 
     run: tyro.conf.Positional[Path]
     """The run folder."""
     out: Path | None = None
-    """Where to (default: RUN/bundle, or RUN/NAME.cutline for one file)."""
+    """Where to (default: RUN/bundle, or RUN/NAME.cutline for one file; with classes beside captions, RUN/bundle-classes
+    or RUN/NAME-classes.cutline)."""
+    classes: bool = False
+    """The classifier of a run that has learned captions as well."""
     weights: Literal["fp32", "fp16", "int8"] = "fp32"
     """How to store the weights: in a half or a quarter of the space, rounded. Computing stays fp32."""
     one_file: bool = False
@@ -30,7 +33,7 @@ class Export:
     card: Path | None = None
     """Text (Markdown) that goes into the model card: sources, terms, limits."""
     check: int = 200
-    """Pictures of the run's data to caption both ways (0: no check)."""
+    """Pictures of the run's data to try both ways (0: no check)."""
     step: int | None = None
     """Checkpoint to take (default: the best)."""
     quiet: bool = False
@@ -39,17 +42,21 @@ class Export:
 
 def main(arguments: list[str]) -> int:
     given = parse(Export, arguments, verb="export")
-    out = given.out or given.run / (f"{given.run.resolve().name}.cutline" if given.one_file else "bundle")
-    if out.exists() and not given.force:
-        raise ConfigError(f"{out} is already there", fix="--out another place, or --force to replace it")
     if given.check < 0:
         raise ConfigError(f"--check {given.check}", expected="0 or more")
     require("torch", "train", "exporting")
-    from cutline.cli.finish import export
-    from cutline.export import check_bundle
+    from cutline.cli import finish, finish_classes
+    from cutline.engine import folder
+    from cutline.export import check_bundle, check_classifier
 
+    task = folder.settings(given.run).task
+    classes = given.classes or task == "classes"
+    out = given.out or given.run / _name(given, "-classes" if classes and task == "both" else "")
+    if out.exists() and not given.force:
+        raise ConfigError(f"{out} is already there", fix="--out another place, or --force to replace it")
     say("writing the bundle", quiet=given.quiet)
-    captioner = export(
+    export = finish_classes.export if classes else finish.export
+    model: Any = export(
         given.run, out, step=given.step, weights=given.weights, about=_text(given.card),
         one_file=given.one_file, force=given.force,
     )  # fmt: skip
@@ -59,10 +66,14 @@ def main(arguments: list[str]) -> int:
         say("not checked against PyTorch: no pictures to do it with", quiet=given.quiet)
         return 0
     say(f"checking it on {len(pictures)} pictures", quiet=given.quiet)
-    agreement = check_bundle(captioner, out, pictures)
+    agreement = (check_classifier if classes else check_bundle)(model, out, pictures)
     rounding = " (the weights are rounded)" if given.weights != "fp32" else ""
     say(f"{agreement}{rounding}", quiet=given.quiet and agreement.reached)
     return 0 if agreement.reached or given.weights != "fp32" else 1
+
+
+def _name(given: Export, suffix: str) -> str:
+    return f"{given.run.resolve().name}{suffix}.cutline" if given.one_file else f"bundle{suffix}"
 
 
 def _text(file: Path | None) -> str:
