@@ -324,6 +324,17 @@ def test_scores_may_be_chosen_and_of_some_less_is_better(table: tuple[Grid, list
         grid_table.columns(told, "bleu", compare=False)
 
 
+def test_what_is_written_alike_is_best_alike(table: tuple[Grid, list[Row]]) -> None:
+    _, (first, second, *_) = table
+    near = replace(second, results={0: replace(first.results[0], scores={"en_cider": 41.04}, memory=2 * 10**9)})
+    scores, costs = grid_table.columns([first, near, replace(first, results=dict(second.results))], "en_cider", False)
+    assert scores[0].texts == ["41.0 ± 1.4", "41.0", "52.0 ± 2.8"]
+    assert scores[0].best == [False, False, True]
+    scores, costs = grid_table.columns([first, near], "en_cider", compare=False)
+    assert scores[0].best == [False, False]
+    assert {column.heading for column in costs if any(column.best)} == {"s/epoch", "time"}
+
+
 def test_programs_get_all_that_is_known(table: tuple[Grid, list[Row]]) -> None:
     made, told = table
     found = json.loads(json.dumps(grid_table.to_dict(made, told)))

@@ -74,7 +74,7 @@ def _score(key: str, rows: Sequence[Row], compare: bool) -> Column:
         text += f" ± {each.spread:.1f}" if each and each.spread is not None else ""
         texts.append(text + (f"\n{each.mean - base.mean:+.1f}" if compare and number and each and base else ""))
     sign = -1 if key.endswith(_LESS_IS_BETTER) else 1
-    return Column(_heading(key), texts, _best([sign * each.mean if each else None for each in figures]))
+    return Column(_heading(key), texts, _best([sign * each.mean if each else None for each in figures], texts))
 
 
 def _heading(key: str) -> str:
@@ -88,7 +88,7 @@ def _costs(rows: Sequence[Row]) -> list[Column]:
     def column(heading: str, cost: str, text: Callable[[float], str], of: Callable[[Sequence[float]], float]) -> Column:
         values = [of(known) if (known := row.known(cost)) else None for row in rows]
         texts = [_UNKNOWN if value is None else text(value) for value in values]
-        return Column(heading, texts, _best([None if value is None else -value for value in values]))
+        return Column(heading, texts, _best([None if value is None else -value for value in values], texts))
 
     return [
         column("learned", "learning", _millions, max),
@@ -115,10 +115,14 @@ def _epochs(row: Row) -> str:
     return " of ".join(ends) or _UNKNOWN
 
 
-def _best(values: Sequence[float | None]) -> list[bool]:
-    known = {value for value in values if value is not None}
-    best = max(known) if len(known) > 1 else None
-    return [value is not None and value == best for value in values]
+def _best(values: Sequence[float | None], texts: Sequence[str]) -> list[bool]:
+    """Where the highest stands, or what is written like it; nowhere if all are."""
+    figures = [text.split(" ±")[0].split("\n")[0] for text in texts]
+    known = [(value, figure) for value, figure in zip(values, figures, strict=True) if value is not None]
+    if len({figure for _, figure in known}) < 2:
+        return [False] * len(figures)
+    best = max(known)[1]
+    return [figure == best for figure in figures]
 
 
 # How it is shown ----------------------------------------------------------------------------------------------------
