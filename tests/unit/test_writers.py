@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cutline.classify import Classified, Guess
 from cutline.errors import DataError
 from cutline.predict import Caption, Captioned
-from cutline.writers import WRITERS, bare, captions
+from cutline.writers import WRITERS, bare, captions, classes
 
 
 def caption(text: str, score: float = -0.5, lang: str = "en", **more) -> Caption:
@@ -100,3 +101,26 @@ def test_results_are_written_as_they_come(format: str) -> None:
     while "a dog" not in seen:
         seen += next(pieces)
     assert passed == 1
+
+
+GUESSED = [
+    Classified(Path("one.jpg"), (Guess("a\ncat", 0.98765432), Guess("dog", 0.0099), Guess("cow", 0.002)), None),
+    Classified(Path("two, or more.jpg"), None, DataError("two, or more.jpg: damaged")),
+    Classified(Path("drei.jpg"), (Guess("dog", 0.005), Guess("a\ncat", 0.004), Guess("cow", 0.003)), None),
+]
+
+
+def test_classes_in_every_format() -> None:
+    form = classes(top=3)
+    assert "".join(WRITERS["text"](form, GUESSED)) == "one.jpg: a cat 98.8 %\ndrei.jpg: dog 0.5 %\n"
+    assert "".join(bare(form, GUESSED[:1])) == "a cat 98.8 %\n"
+    rows = [json.loads(line) for line in WRITERS["jsonl"](form, GUESSED)]
+    assert rows[0]["classes"][:2] == [
+        {"label": "a\ncat", "probability": 0.987654},
+        {"label": "dog", "probability": 0.0099},
+    ]
+    assert rows[1] == {"path": "two, or more.jpg", "error": "damaged"}
+    table = list(csv.DictReader(io.StringIO("".join(WRITERS["csv"](form, GUESSED)), newline="")))
+    assert table[0]["label"] == "a\ncat"
+    assert (table[2]["label_3"], table[2]["probability_3"], table[2]["error"]) == ("cow", "0.003000", "")
+    assert (table[1]["label_2"], table[1]["error"]) == ("", "damaged")
