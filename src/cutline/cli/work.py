@@ -76,15 +76,15 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     begun = bool(given.resume or checkpoints.candidates() or checkpoints.set_aside()) if ranks.first else False
     first = checkpoints.latest().state["progress"]["stage"] if begun else 0
     begun, first = ranks.told((begun, first))
-    at, corpus = None, None
+    at, corpus, peak = None, None, 0
     for stage in range(first, max(1, len(config.stages))):
         at, corpus, config = _learn_stage(given, config, ranks, path, stage, at, begun and stage == first)
+        peak = max(peak, machine.peak_memory() or 0)
     if ranks.first:
         assert at
         assert corpus
-        peak = machine.peak_memory()
         judged = [] if given.no_bundle else _finish(config, corpus, path, given.quiet)
-        Journal(path).write("finished", step=at.step, peak_memory=peak)
+        Journal(path).write("finished", step=at.step, peak_memory=peak or None)
         for scores in judged if not given.quiet else ():
             show(scores)
         print(path, flush=True)
@@ -153,6 +153,7 @@ def _prepared_in_turn(
 
 def _learn(given: Any, trainer: Trainer, quiet: bool) -> None:
     """The loop, with someone to look after the machine beside it."""
+    machine.forget_peak_memory()  # making features may have taken more than learning from them does
     health, journal = trainer.task.config.health, Journal(trainer.run)
     sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard and trainer.ranks.first else []
     with contextlib.closing(Alerts(trainer.run, health, journal)) as alerts:

@@ -178,13 +178,19 @@ def _table(path: Path) -> dict[str, int]:
 
 
 def peak_memory(root: Path = ROOT) -> int | None:
-    """The most bytes that this process has ever held; None where none can tell."""
+    """The most bytes that this process has held, since it forgot or ever; None where none can tell."""
     with contextlib.suppress(OSError):
         # Not from getrusage, which begins with what the process that started this one held.
         for line in (root / "proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
     return None
+
+
+def forget_peak_memory(root: Path = ROOT) -> None:
+    """Let it begin anew, where the system lets us."""
+    with contextlib.suppress(OSError):
+        (root / "proc/self/clear_refs").write_text("5")
 
 
 def _process_memory() -> int:
