@@ -354,25 +354,24 @@ def test_a_full_disk_leaves_pictures_where_they_are_and_an_undo_file_that_can_be
     photos: Path, tmp_path: Path, monkeypatch
 ) -> None:
     before, to, really = everything(photos), tmp_path / "sorted", os.write
-    written = 0
+    room = 300
 
     def full(handle: int, data: bytes) -> int:
-        """A disk that takes so many bytes, and of the last line only a part."""
-        nonlocal written
-        if written >= 300:
+        """A disk that takes so many bytes, of the last line only a part; then someone makes room."""
+        nonlocal room
+        if not room:
+            room = 10_000
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        took = really(handle, data[: 300 - written])
-        written += took
+        took = really(handle, data[:room])
+        room -= took
         return took
 
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "write", full)
-        said = put(to, *all_of(photos), move=True)
-    assert len(said) == 3
-    assert all("No space left" in each for each in said)
-    assert set(everything(photos)) == set(before) - {"1.jpg"}
-    assert set(without_undo(to)) == {"cat/1.jpg"}
-    assert put(to, *all_of(photos)[1:], move=True) == []
+    monkeypatch.setattr(os, "write", full)
+    (said,) = put(to, *all_of(photos), move=True)
+    assert "No space left" in said
+    assert set(everything(photos)) == {"a/1.jpg"}
+    assert set(without_undo(to)) == {"cat/1.jpg", "dog/1.jpg", "a_b/2.jpg"}
+    assert put(to, *all_of(photos)[1:2], move=True) == []
     assert take_back(to) == []
     assert everything(photos) == before
 
@@ -438,6 +437,27 @@ def test_two_cannot_sort_into_one_folder_at_once(photos: Path, tmp_path: Path) -
     assert set(without_undo(tmp_path / "sorted")) == {"cat/1.jpg"}
 
 
+def test_an_undo_file_that_its_holder_removed_is_not_gone_on_with(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    put(tmp_path / "sorted", *all_of(photos)[:1])
+    monkeypatch.setattr(fcntl, "flock", lambda *_: (tmp_path / "sorted/undo.jsonl").unlink())
+    with pytest.raises(CutlineError, match="in use"):
+        put(tmp_path / "sorted", *all_of(photos))
+    assert set(everything(tmp_path / "sorted")) == {"cat/1.jpg"}
+
+
+def test_a_folder_that_leads_into_the_sorted_one_costs_no_picture(photos: Path, tmp_path: Path) -> None:
+    """The picture is at its old place because that is now the new place."""
+    to = tmp_path / "sorted"
+    put(to, *all_of(photos)[:1], move=True)
+    photos.rename(tmp_path / "old")
+    photos.symlink_to(to / "cat")
+    (said,) = take_back(to)
+    assert "the same file" in said
+    assert (to / "cat/1.jpg").read_bytes() == b"one" * 99
+    assert put(to, (photos / "1.jpg", "cat"), move=True) != []
+    assert (to / "cat/1.jpg").read_bytes() == b"one" * 99
+
+
 def test_a_torn_last_line_was_never_begun(photos: Path, tmp_path: Path) -> None:
     before, to = everything(photos), tmp_path / "sorted"
     put(to, *all_of(photos)[:3], move=True)
@@ -469,11 +489,13 @@ def test_a_damaged_line_is_named_and_the_others_are_undone(photos: Path, tmp_pat
     assert without_undo(to) == {"dog/1.jpg": b"one" * 99}
 
 
-@pytest.mark.parametrize("target", ["../secret", "/etc/x", "cat/../../secret"])
-def test_an_undo_file_reaches_nothing_outside_its_folder(tmp_path: Path, target: str) -> None:
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("/tmp/stolen", "../secret"), ("/tmp/stolen", "/etc/x"), ("/tmp/stolen", "a/../../secret"), ("stolen", "secret")],
+)
+def test_an_undo_file_reaches_nothing_outside_its_folder(tmp_path: Path, source: str, target: str) -> None:
     write(tmp_path / "secret", b"secret")
-    print = sorting._fingerprint(tmp_path / "secret")
-    row = {"source": str(tmp_path / "stolen"), "target": target, **print._asdict()}
+    row = {"source": source, "target": target, **sorting._fingerprint(tmp_path / "secret")._asdict()}
     write(tmp_path / "sorted/undo.jsonl", undo._HEADER + json.dumps(row).encode() + b"\n")
     assert "line 2" in take_back(tmp_path / "sorted")[0]
     assert (tmp_path / "secret").exists()
