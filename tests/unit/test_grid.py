@@ -290,7 +290,9 @@ def table(tmp_path: Path) -> tuple[Grid, list[Row]]:
     made = planned(tmp_path, "decoder.kind=lstm,gru", "decoder.hidden=8,16", seeds=(0, 1))
 
     def of(score: float, seconds: float, memory: int) -> Result:
-        return Result({"en_cider": score, "nll": score / 10}, 50, 10**6, 2 * 10**6, seconds, seconds / 4, memory, 3, 4)
+        return Result(
+            {"en_cider": score, "nll": score / 10}, 50, "x", 10**6, 2 * 10**6, seconds, seconds / 4, memory, 3, 4
+        )
 
     done: list[tuple[dict[int, Result], dict[int, str]]] = [
         ({0: of(40, 60, 10**9), 1: of(42, 80, 2 * 10**9)}, {}),
@@ -364,5 +366,9 @@ def test_other_pictures_are_told(table: tuple[Grid, list[Row]]) -> None:
     made, told = table
     other = replace(told[0], results={0: replace(told[0].results[0], pictures=10)})
     assert "They are not of the same pictures" in grid_table.notes(made, [other, *told[1:]])[1]
+    later = replace(told[0], results={0: replace(told[0].results[0], data="y")})
+    assert "The data have changed" in grid_table.notes(made, [later, *told[1:]])[1]
+    asked = replace(later, cell=replace(later.cell, changes={"data": {"limit": 5}}))
+    assert "The data have changed" not in str(grid_table.notes(made, [asked, *told[1:]]))
     shared = replace(told[1], learner="lstm, 8")
     assert "lstm, 16: the weights of lstm, 8; it differs in its search alone." in grid_table.notes(made, [shared])

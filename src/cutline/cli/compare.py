@@ -110,7 +110,7 @@ def _row(path: Path, form: Compare) -> Row:
         parameters=_parameters(run),
         bytes=size_of(bundle) if bundle.exists() else None,
         time=_time(bundle, settings) if bundle.exists() and not form.no_time else None,
-        data=_data(run),
+        data=run.data,
         seed=settings.seed,
         settings={key: value for key, value in configuration.to_dict(settings).items() if key not in _APART},
     )
@@ -123,25 +123,12 @@ def _parameters(run: Any) -> int | None:
     if not run.saved:
         return None
     folder = run.saved[0].path
-    stage = _state(run).get("progress", {}).get("stage", 0)
+    stage = run.facts.get("progress", {}).get("stage", 0)
     files = [folder / "model.safetensors", run.path / f"encoder-{stage}.safetensors"]
     try:
         return stored_parameters(*(file for file in files if file.exists()))
     except ModelError:  # damaged: cutline runs verify is the one to tell of it
         return None
-
-
-def _data(run: Any) -> str | None:
-    data = _state(run).get("data", {})
-    return str(data["hash"]) if "hash" in data else None
-
-
-def _state(run: Any) -> dict[str, Any]:
-    try:
-        state = json.loads((run.saved[0].path / "state.json").read_text(encoding="utf-8"))
-    except (IndexError, OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _time(bundle: Path, settings: Any) -> Timing | None:

@@ -201,9 +201,12 @@ def notes(planned: Grid, rows: Sequence[Row]) -> list[str]:
     lines = ["Scores are of each run's best validation, 0 to 100."]
     if seeds > 1:
         lines[0] = f"{lines[0][:-1]}: the mean over {seeds} seeds ± their standard deviation."
-    pictures = {each.pictures for row in rows for each in row.results.values() if each.pictures}
-    if len(pictures) > 1:
+    results = [each for row in rows for each in row.results.values()]
+    asked = any("data" in row.cell.changes for row in rows)
+    if len({each.pictures for each in results if each.pictures}) > 1:
         lines.append("They are not of the same pictures in all rows, and cannot be compared.")
+    elif len({each.data for each in results if each.data}) > 1 and not asked:
+        lines.append("The data have changed between some of the runs: their scores cannot be compared.")
     shared = [row for row in rows if row.learner != row.cell.name]
     lines += [f"{row.cell.name}: the weights of {row.learner}; it differs in its search alone." for row in shared]
     for row in rows:

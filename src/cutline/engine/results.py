@@ -20,6 +20,8 @@ class Result:
     """Of the best validation, as the events name them."""
     pictures: int | None = None
     """That the scores are of."""
+    data: str | None = None
+    """A hash of all data."""
     learning: int | None = None
     """Parameters that learn, in the last stage."""
     parameters: int | None = None
@@ -43,6 +45,7 @@ def result(path: Path) -> Result:
     return Result(
         scores=scores_of(best),
         pictures=pictures_of(best),
+        data=run.data,
         learning=plan.get("learning"),
         parameters=plan.get("parameters"),
         seconds=seconds,

@@ -6,6 +6,7 @@ What is missing is left out of the answer; nothing waits and nothing is locked f
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -257,6 +258,21 @@ class Run:
     def validations(self) -> list[Entry]:
         """All of them, oldest first."""
         return [*backwards(self.path / "events.jsonl", b'"kind": "validation"')][::-1]
+
+    @property
+    def facts(self) -> Entry:
+        """What the newest checkpoint says of the run beside its weights: how far it is, its data, its settings."""
+        try:
+            facts = json.loads((self.saved[0].path / "state.json").read_text(encoding="utf-8"))
+        except (IndexError, OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) else {}
+
+    @property
+    def data(self) -> str | None:
+        """A hash of the data: scores of different data cannot be compared."""
+        data = self.facts.get("data", {})
+        return str(data["hash"]) if "hash" in data else None
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.path, folder.identity(self.path))
