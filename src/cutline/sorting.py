@@ -100,8 +100,7 @@ class Sorting:
             except OSError as error:
                 taken = isinstance(error, FileExistsError)  # by another program, in this moment
                 if taken or not os.path.lexists(within / name):
-                    with contextlib.suppress(OSError):
-                        self._undo.drop(line)
+                    self._undo.drop(line)
                 if taken:
                     continue
                 raise
@@ -117,18 +116,26 @@ def sort_into(folder: Path, labels: Sequence[str], *, move: bool, least: float) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be a folder to sort into: {error.strerror}") from None
+        raise _no_place(folder, error) from None
     with held(folder / UNDO, new=True) as undo:
         if undo.unreadable:
             what = f"{undo.path}: line {undo.unreadable[0]} cannot be read"
             raise DataError(what, fix="mend it, or sort into another folder")
-        if new:
-            undo.make(".")
         try:
-            yield Sorting(undo, labels, move=move, least=least)
+            if new:
+                undo.make(".")
+            sorting = Sorting(undo, labels, move=move, least=least)
+        except OSError as error:
+            raise _no_place(folder, error) from None
+        try:
+            yield sorting
         finally:
             if not undo.entries:
                 undo.tidy()
+
+
+def _no_place(folder: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"{folder} cannot be a folder to sort into: {error.strerror}", fix="name another")
 
 
 def bring_back(undo: Undo) -> Iterator[str]:

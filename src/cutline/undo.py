@@ -64,8 +64,10 @@ class Undo:
         return self._append({"source": str(entry.source), "target": entry.target} | entry.print._asdict())
 
     def drop(self, line: int) -> None:
-        """It was undone, or never done."""
-        self._append({"undone": line})
+        """It was undone, or never done. This may be forgotten: the pictures themselves show it."""
+        self.entries.pop(line, None)
+        with contextlib.suppress(OSError):
+            self._append({"undone": line}, lasting=False)
 
     def make(self, name: str) -> None:
         """A folder below this one; "." is this one itself."""
@@ -78,25 +80,26 @@ class Undo:
 
     def tidy(self) -> None:
         """Remove the folders that were made here and are empty, and the undo file where nothing is left to undo."""
-        finished = not self.entries and not self.unreadable
-        if finished:
-            self.path.unlink()
+        if not self.entries and not self.unreadable:
+            with contextlib.suppress(OSError):
+                self.path.unlink()
         for name in reversed(self.made):
             with contextlib.suppress(OSError):
                 (self.folder / name).rmdir()
 
-    def _append(self, about: dict[str, Any]) -> int:
+    def _append(self, about: dict[str, Any], *, lasting: bool = True) -> int:
         line = json.dumps(about).encode() + b"\n"
-        self._write(line)
+        self._write(line, lasting=lasting)
         self._read(line)
         return self._line
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes, *, lasting: bool = True) -> None:
         try:
             left = memoryview(data)
             while left:
                 left = left[os.write(self._handle, left) :]
-            os.fsync(self._handle)
+            if lasting:
+                os.fsync(self._handle)
         except OSError:
             os.ftruncate(self._handle, self._size)  # half a line would spoil the next
             raise
@@ -145,6 +148,10 @@ def held(path: Path, *, new: bool = False) -> Iterator[Undo]:
             ours = False
         if not ours:
             raise CutlineError(f"{path} is in use by another process", fix="wait for it, or end it")
-        yield Undo(path, handle)
+        try:
+            undo = Undo(path, handle)
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from None
+        yield undo
     finally:
         os.close(handle)

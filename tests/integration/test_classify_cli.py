@@ -205,8 +205,9 @@ def test_moving_and_what_is_sorted_again(run_cutline, bundle: Path, photos: Path
     (photos / "7.png").unlink()
     # Once more with the same folder: what is sorted is no source; a list on standard input is none either.
     listed = "".join(f"{to}/unsure/{number}.png\n" for number in range(7))
-    none = run_cutline("classify", "-", *options, input=listed)
+    none = run_cutline("classify", "-", "--model", bundle, "--sort", to, "--move", input=listed)
     assert (none.returncode, none.stdout) == (0, "")
+    assert "passed over: 7 pictures that are in" in none.stderr
     # But named by itself, a folder in it is sorted.
     assert run_cutline("classify", to / "unsure", *options).returncode == 0
     assert {"red/0.png", "blue_sky/5.png", "unsure/6.png"} < shown(to)
@@ -224,8 +225,9 @@ def test_moving_and_what_is_sorted_again(run_cutline, bundle: Path, photos: Path
 def test_the_same_picture_named_twice_is_sorted_once(run_cutline, bundle: Path, photos: Path, tmp_path: Path) -> None:
     (photos / "7.png").unlink()
     done = run_cutline(
-        "classify", photos, photos / "0.png", photos / "*.png", "--model", bundle, "--sort", tmp_path / "to", "--move"
-    )
+        "classify", photos, photos / "0.png", "photos/*.png", "--model", bundle, "--sort", tmp_path / "to", "--move",
+        cwd=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "7 pictures moved" in done.stderr
 
@@ -252,6 +254,7 @@ def test_a_killed_sort_is_undone(bundle: Path, photos: Path, tmp_path: Path, run
     ("arguments", "said"),
     [
         ((), "no pictures"),
+        (("--sort", "to"), "no pictures"),
         (("nowhere.png",), "nowhere.png"),
         ((".", "--top", "0"), "--top"),
         ((".", "--batch", "0"), "batch"),

@@ -376,6 +376,39 @@ def test_a_full_disk_leaves_pictures_where_they_are_and_an_undo_file_that_can_be
     assert everything(photos) == before
 
 
+@pytest.mark.parametrize("lines", [0, 1, 2])
+def test_a_disk_that_is_full_from_the_start_is_said(photos: Path, tmp_path: Path, monkeypatch, lines: int) -> None:
+    before, really = everything(photos), os.write
+
+    def full(handle: int, data: bytes) -> int:
+        nonlocal lines
+        if not lines:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        lines -= 1
+        return really(handle, data)
+
+    monkeypatch.setattr(os, "write", full)
+    if lines < 2:
+        with pytest.raises(CutlineError, match="No space left"):
+            put(tmp_path / "sorted", *all_of(photos), move=True)
+    else:
+        assert len(put(tmp_path / "sorted", *all_of(photos), move=True)) == 4
+    assert everything(photos) == before
+
+
+def test_undo_needs_no_room(photos: Path, tmp_path: Path, monkeypatch) -> None:
+    before = everything(photos)
+    put(tmp_path / "sorted", *all_of(photos), move=True)
+
+    def full(handle: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "write", full)
+    assert take_back(tmp_path / "sorted") == []
+    assert everything(photos) == before
+    assert not (tmp_path / "sorted").exists()
+
+
 @pytest.mark.parametrize(
     ("hooks", "steps"),
     [

@@ -66,12 +66,13 @@ def main(arguments: list[str]) -> int:
     _check(given)
     if given.undo:
         return _undo(given.undo, quiet=given.quiet)
-    pictures = _to_sort(given.pictures, given.sort) if given.sort else named(given.pictures)
+    sort, quiet = given.sort, given.quiet
+    pictures = _to_sort(given.pictures, sort, quiet=quiet) if sort else named(given.pictures)
     model = given.model or find_model("classes", "CUTLINE_CLASSIFIER") or _none()
     with output(given.out, given.force) as stream:
         failed = _classify(pictures, model, given, stream)
     if failed:
-        say(f"{failed} of {pictures.total or 'the'} pictures could not be {'sorted' if given.sort else 'classified'}")
+        say(f"{failed} of {pictures.total or 'the'} pictures could not be {'sorted' if sort else 'classified'}")
     return 1 if failed else 0
 
 
@@ -116,46 +117,56 @@ def _classify(pictures: Named, model: Path, given: Classify, stream: TextIO) -> 
         try:
             return write(sorting.sort(results))
         finally:
-            say(str(sorting), quiet=given.quiet)
+            if sorting.put_into or sorting.there:
+                say(str(sorting), quiet=given.quiet)
             if sorting.put_into:
                 undo = shlex.quote(str(given.sort / UNDO))
                 say(f"to take it back: cutline classify --undo {undo}", quiet=given.quiet)
 
 
-def _to_sort(arguments: Sequence[str], folder: Path) -> Named:
+def _to_sort(arguments: Sequence[str], folder: Path, *, quiet: bool) -> Named:
     """The pictures that are named, each once; of what is in the folder already, only what is named in it."""
-    if "-" in arguments:
-        return Named(_once(_outside(named(arguments).files, folder)), None)
+    outside = partial(_outside, folder=folder.resolve(), quiet=quiet)
+    if not arguments or "-" in arguments:
+        return Named(_once(outside(named(arguments).files)), None)
     found: list[Picture] = []
     for argument in arguments:
-        begin = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), Path(argument).expanduser().parts))
+        begin = path = Path(argument).expanduser()
+        if not path.exists():  # a glob: what it begins with
+            begin = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         if begin.resolve() == folder.resolve():
             raise ConfigError(f"{folder} would be sorted into itself", fix=f"--sort {folder / 'sorted'}")
         files = named([argument]).files
-        found += files if folder.resolve() in begin.resolve().parents else _outside(files, folder)
+        found += files if folder.resolve() in begin.resolve().parents else outside(files)
     once = list(_once(found))
     return Named(once, len(once))
 
 
-def _outside(files: Iterable[Picture], folder: Path) -> Iterator[Picture]:
-    home = folder.resolve()
+def _outside(files: Iterable[Picture], folder: Path, *, quiet: bool) -> Iterator[Picture]:
+    """Those that are not in the folder."""
 
     @cache
     def within(place: Path) -> bool:
-        return home in (place.resolve() / "any").parents
+        return folder in (place.resolve() / "any").parents
 
+    passed_over = 0
     for file in files:
         if isinstance(file, bytes):
             raise ConfigError("a picture on standard input is no file that could be sorted", fix="name its file")
-        if not within(Path(file).parent):
+        if within(Path(file).parent):
+            passed_over += 1
+        else:
             yield file
+    if passed_over:
+        say(f"passed over: {passed_over} pictures that are in {folder} already", quiet=quiet)
 
 
 def _once(files: Iterable[Picture]) -> Iterator[Picture]:
     seen = set()
     for file in files:
-        if file not in seen:
-            seen.add(file)
+        place = Path(file).absolute() if not isinstance(file, bytes) else file
+        if place not in seen:
+            seen.add(place)
             yield file
 
 
