@@ -130,6 +130,7 @@ def test_a_grid_of_rows(tmp_path: Path, small: Path, scenes_folder: Path, run_cu
     assert run_cutline("export", made["base-seed0"], "--out", tmp_path / "bundle").returncode == 0
 
     file.write_text(ROWS.replace('"nowhere.safetensors"', '"none"').replace("nothing to begin from", "at random"))
+    assert ", about 0:" in done.stderr  # left
     before = {name: (run / "journal.jsonl").read_bytes() for name, run in made.items()}
     again = run_cutline(*command, "--seeds", "0")
     assert again.returncode == 0, again.stderr
@@ -149,7 +150,7 @@ def test_a_search_scores_what_its_own_run_would(
     """Where a shared run's best weights are judged with the very same search, the scores are the run's own."""
     base = [*of_scenes(small, scenes_folder), "--epochs", 8, "--batch", 8]
     done = run_cutline("grid", *base, "--vary", "search.beam=1,4", "--seeds", 3, "--quiet", "--out", tmp_path / "a")
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     told = table(tmp_path / "a")
     assert told["1"]["scores"] != told["4"]["scores"]
     alone = [*base, "--beam", 4, "--seed", 3, "--output", tmp_path / "b", "--no-bundle"]

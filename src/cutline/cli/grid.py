@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,13 +13,11 @@ from cutline.console import say
 from cutline.errors import ConfigError, CutlineError
 
 if TYPE_CHECKING:
-    from cutline.config import Config
-    from cutline.engine.grid import Grid, Trial
+    from cutline.engine.grid import Grid
 
-_ABOUT = """Train a run for each of several settings, one after another, and put what comes out into one table.
+_ABOUT = """Train a run for each of several settings, and put what comes out into a table.
 
-Takes what cutline train takes beside what is said here, and trains the same with the base alone. The same command goes
-on where it was stopped."""
+Takes the flags of cutline train. The same command goes on where it was stopped."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +48,18 @@ def main(arguments: list[str]) -> int:
     from cutline.cli.train import form
 
     given = parse(form("Grid", _ABOUT, Switches, without=("name", "seed", "output")), arguments, verb="grid")
-    from cutline.cli import grid_table
+    from cutline.cli import grid_table, trials
     from cutline.engine import folder, grid
 
     planned = _planned(given)
     if given.dry_run:
         return _dry_run(planned, given.quiet)
-    _see_data([trial.config for trial in planned.trials if trial.result is None])
-    _make(given.out)
+    trials.see_data([trial.config for trial in planned.trials if trial.result is None])
+    trials.make(given.out)
     with folder.held(given.out):
         grid.open_or_begin(planned)
         failed: dict[str, str] = {}
-        code = _do_all(planned, given, failed)
+        code = trials.do_all(planned, failed, lambda: _write(planned, given, failed), quiet=given.quiet)
     rows = _rows(planned, failed)
     grid_table.show(planned, rows, grid_table.columns(rows, given.scores, bool(given.rows)))
     return code
@@ -85,13 +78,6 @@ def _planned(given: Any) -> Grid:
         return grid.Grid(base, grid.rows(base, given.rows), seeds, given.out, "row")
     cells, heading = grid.varied(base, given.vary)
     return grid.Grid(base, cells, seeds, given.out, heading)
-
-
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be made: {error.strerror}", fix="another --out") from None
 
 
 def _dry_run(planned: Grid, quiet: bool) -> int:
@@ -114,122 +100,6 @@ def _dry_run(planned: Grid, quiet: bool) -> int:
                 plan.append(ToDo(cell.name, len(left), wrong=str(error)))
     show_plan(planned, plan)
     return 1 if any(each.wrong for each in plan) else 0
-
-
-# Doing it -----------------------------------------------------------------------------------------------------------
-
-
-def _do_all(planned: Grid, given: Any, failed: dict[str, str]) -> int:
-    """Learn what is not learned yet, and note what failed; 128 + the signal, at once, when stopped."""
-    trials = planned.trials
-    left = [trial for trial in trials if trial.result is None]
-    _write(planned, given, failed)
-    if not left:
-        return 0
-    from torch.distributed.elastic.multiprocessing import SignalException
-
-    trial = left[0]
-    try:
-        for trial in left:
-            say(f"{trials.index(trial) + 1} of {len(trials)}: {_title(trial)}", quiet=given.quiet)
-            code = _do(trial, given.quiet, failed)
-            if code >= 128:
-                return _stopped(code, trial, given.out)
-            if trial.name in failed:
-                say(f"{_title(trial)} failed: {failed[trial.name]}", quiet=given.quiet)
-            _write(planned, given, failed)
-    except SignalException as stopped:  # between two runs: who has supervised one has taken over the signals
-        return _stopped(128 + int(stopped.sigval), trial, given.out)
-    except KeyboardInterrupt:
-        return _stopped(128 + signal.SIGINT, trial, given.out)
-    return 1 if failed else 0
-
-
-def _title(trial: Trial) -> str:
-    return f"{trial.cell.name}, seed {trial.seed}"
-
-
-def _stopped(code: int, trial: Trial, out: Path) -> int:
-    say(f"the grid in {out} was stopped at {_title(trial)}; the same command goes on from there")
-    return code
-
-
-def _see_data(configs: list[Config]) -> None:
-    """Look at all data before anything is learned: a mistake there is better told now than in the last row."""
-    from cutline.data.sources import read
-
-    seen = []
-    for config in configs:
-        if (config.data, config.pictures.size) not in seen:
-            seen.append((config.data, config.pictures.size))
-            read(config, quiet=True)
-
-
-def _do(trial: Trial, quiet: bool, failed: dict[str, str]) -> int:
-    """Learn the run of a trial, or go on with it; or search with the weights of another's."""
-    learner, code = trial.learner, 0
-    if learner.name in failed:  # it was tried a moment ago
-        failed[trial.name] = failed[learner.name]
-        return 1
-    if learner.learned is None:
-        code, why = _learn(learner, quiet)
-        if code:
-            failed[trial.name] = why
-    if code == 0 and learner != trial:
-        trial.keep(_search(trial, quiet))
-    return code
-
-
-def _learn(trial: Trial, quiet: bool) -> tuple[int, str]:
-    """As cutline train does, and with its care; how it ended, and why if badly."""
-    from cutline import config as configuration
-    from cutline.engine import folder, journal
-    from cutline.engine.supervise import supervise
-
-    trial.place.mkdir(exist_ok=True)
-    settings = trial.place / "settings.toml"
-    settings.write_text(configuration.to_toml(trial.config), encoding="utf-8")
-    command = ["cutline", "train", "--config", str(settings), "--no-bundle", *["--quiet"] * quiet]
-    try:
-        run = trial.run or folder.make(trial.config)
-        try:
-            with _printing_aside():
-                code = supervise(run, trial.config, command, quiet=quiet)
-            causes = [str(entry["cause"]) for entry in journal.read(run) if entry.get("cause")]
-        finally:
-            folder.unmake(run)
-    except CutlineError as error:
-        code, causes = 2, [error.what]
-    return code, causes[-1] if code and causes else ""
-
-
-@contextmanager
-def _printing_aside() -> Iterator[None]:
-    """What a run prints is news here, for standard error: standard output is for the table."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
-
-
-def _search(trial: Trial, quiet: bool) -> dict[str, float]:
-    """The validation scores of another's best weights, with the search of this one."""
-    from cutline.engine import run, weights
-    from cutline.engine.known import Known
-
-    config, path = trial.config, trial.learner.learned
-    assert path
-    start, last = weights.named(run.load_model(path)[0]), max(len(config.stages) - 1, 0)
-    prepared = run.prepare(config, known=Known.load(path, config.task), stage=last, start=start, quiet=True)
-    batch = prepared.task.config.training.batch
-    validation = prepared.task.validate(batch, prepared.device.torch, lambda count: None)
-    assert validation
-    say(f"with the weights of {trial.learner.name}: {validation}", quiet=quiet)
-    return validation.to_dict()
 
 
 # Telling it ---------------------------------------------------------------------------------------------------------

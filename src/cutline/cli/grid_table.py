@@ -129,48 +129,57 @@ def _best(values: Sequence[float | None], texts: Sequence[str]) -> list[bool]:
 
 
 def show(planned: Grid, rows: Sequence[Row], parts: Sequence[Sequence[Column]]) -> None:
-    """As one table or, where the terminal is too narrow for that, as several below each other."""
+    show_columns(planned.heading, [_name(row) for row in rows], parts, notes(planned, rows))
+
+
+def show_columns(heading: str, names: Sequence[str], parts: Sequence[Sequence[Column]], lines: Sequence[str]) -> None:
+    """As one table or, where the terminal is too narrow for that, as several below each other; and lines below it."""
     out = new_console()
-    names = [_name(row) for row in rows]
     whole = [column for part in parts for column in part]
-    if _width(out, planned, names, whole) <= out.width:
+    if _width(out, heading, names, whole) <= out.width:
         parts = [whole]
     for part in parts:
         left = list(part)
         while left:
-            fits = next((n for n in range(len(left), 1, -1) if _width(out, planned, names, left[:n]) <= out.width), 1)
-            out.print(_table(planned, names, left[:fits]))
+            fits = next((n for n in range(len(left), 1, -1) if _width(out, heading, names, left[:n]) <= out.width), 1)
+            out.print(_table(heading, names, left[:fits]))
             out.print()
             left = left[fits:]
-    for line in notes(planned, rows):
+    for line in lines:
         out.print(line, style="dim", markup=False)
 
 
-def _table(planned: Grid, names: Sequence[str], shown: Sequence[Column]) -> Table:
+def _table(heading: str, names: Sequence[str], shown: Sequence[Column]) -> Table:
     from rich.text import Text
 
-    table = new_table(planned.heading, *(column.heading for column in shown))
+    table = new_table(heading, *(column.heading for column in shown))
     for number, name in enumerate(names):
         add_row(table, name, *(Text(c.texts[number], style="bold" if c.best[number] else "") for c in shown))
     return table
 
 
-def _width(out: Console, planned: Grid, names: Sequence[str], shown: Sequence[Column]) -> int:
+def _width(out: Console, heading: str, names: Sequence[str], shown: Sequence[Column]) -> int:
     wide = out.options.update(max_width=1000)
-    return out.measure(_table(planned, names, shown), options=wide).maximum
+    return out.measure(_table(heading, names, shown), options=wide).maximum
 
 
 def markdown(planned: Grid, rows: Sequence[Row], parts: Sequence[Sequence[Column]]) -> str:
+    return columns_as_markdown(planned.heading, [_name(row) for row in rows], parts, notes(planned, rows))
+
+
+def columns_as_markdown(
+    heading: str, names: Sequence[str], parts: Sequence[Sequence[Column]], notes: Sequence[str]
+) -> str:
     shown = [column for part in parts for column in part]
-    lines = [[planned.heading, *(column.heading for column in shown)], ["---", *["---:"] * len(shown)]]
-    for number, row in enumerate(rows):
+    lines = [[heading, *(column.heading for column in shown)], ["---", *["---:"] * len(shown)]]
+    for number, name in enumerate(names):
         cells = []
         for column in shown:
             value, *difference = column.texts[number].split("\n")
             cells.append(" ".join([f"**{value}**" if column.best[number] else value, *(f"({d})" for d in difference)]))
-        lines.append([_name(row), *cells])
+        lines.append([name, *cells])
     table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
-    return "\n".join([*table, "", *(f"- {line}" for line in notes(planned, rows))]) + "\n"
+    return "\n".join([*table, "", *(f"- {line}" for line in notes)]) + "\n"
 
 
 def to_dict(planned: Grid, rows: Sequence[Row]) -> dict[str, Any]:
