@@ -24,6 +24,7 @@ from cutline.undo import Entry, Print, Undo, held
 
 UNDO = "undo.jsonl"
 UNSURE = "unsure"
+_CHUNK = 1 << 20
 _LONGEST = 255
 """Bytes of a file name that every usual file system takes."""
 
@@ -42,7 +43,7 @@ class Sorting:
         self._earlier = {entry.source: entry for entry in undo.entries.values()}
         for line, entry in list(undo.entries.items())[-1:]:  # no other can have been interrupted
             if _never_put(undo.folder, entry):
-                undo.drop(line)
+                undo.drop([line])
 
     def __str__(self) -> str:
         done = "moved" if self._move else "copied"
@@ -100,7 +101,7 @@ class Sorting:
             except OSError as error:
                 taken = isinstance(error, FileExistsError)  # by another program, in this moment
                 if taken or not os.path.lexists(within / name):
-                    self._undo.drop(line)
+                    self._undo.drop([line])
                 if taken:
                     continue
                 raise
@@ -114,7 +115,7 @@ def sort_into(folder: Path, labels: Sequence[str], *, move: bool, least: float) 
     """A folder to put pictures into, with its undo file; goes on where an earlier sort into it has ended."""
     new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        durable.make(folder)
     except OSError as error:
         raise _no_place(folder, error) from None
     with held(folder / UNDO, new=True) as undo:
@@ -140,15 +141,17 @@ def _no_place(folder: Path, error: OSError) -> ConfigError:
 
 def bring_back(undo: Undo) -> Iterator[str]:
     """Undo what was done, the last first: for each picture nothing, or why it was left as it is."""
+    back = []
     for line, entry in reversed(list(undo.entries.items())):
         try:
             left = _bring_back(undo.folder, entry)
         except OSError as error:
             left = f"{undo.folder / entry.target}: {_why(error)}"
         if not left:
-            undo.drop(line)
+            back.append(line)
         yield left
     yield from (f"{undo.path}: line {line} cannot be read" for line in undo.unreadable)
+    undo.drop(back)
     undo.tidy()
 
 
@@ -164,7 +167,7 @@ def _bring_back(folder: Path, entry: Entry) -> str:
     if _begins(source, target):  # an interruption has met the way back
         source.unlink()
     if not os.path.lexists(source):
-        source.parent.mkdir(parents=True, exist_ok=True)
+        durable.make(source.parent)
         _bring(target, source, entry.print, seen, move=True)
     elif source.is_file() and _fingerprint(source) == entry.print:
         _remove(target, seen, source)
@@ -199,18 +202,21 @@ def _linked(source: Path, target: Path) -> bool:
 
 def _copy(source: Path, target: Path, print: Print) -> None:
     """With its dates and permissions, and read back."""
-    with source.open("rb") as read, target.open("xb") as written:
+    with source.open("rb") as file:
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            shutil.copyfileobj(read, written, 1 << 20)
-            written.flush()
+            while data := file.read(_CHUNK):
+                durable.write_all(handle, data)
             with contextlib.suppress(OSError):  # not every file system has all of them
                 shutil.copystat(source, target)
-            os.fsync(written.fileno())
+            os.fsync(handle)
             if _fingerprint(target) != print:
                 raise OSError("the copy is not what the file was")
         except BaseException:
             target.unlink()
             raise
+        finally:
+            os.close(handle)
 
 
 def _remove(path: Path, seen: os.stat_result, kept: Path) -> None:

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -49,8 +49,7 @@ class Undo:
         data = path.read_bytes()
         if not data.startswith(_HEADER) and not _HEADER.startswith(data):
             raise DataError(f"{path} is not an undo file", expected="one that cutline classify --sort has written")
-        # What an interruption has cut short was not begun.
-        self._size = data.rfind(b"\n") + 1
+        self._size = _sound(data)
         os.ftruncate(handle, self._size)
         if not self._size:
             self._write(_HEADER)
@@ -63,11 +62,12 @@ class Undo:
         """What is about to be done. Returns its line."""
         return self._append({"source": str(entry.source), "target": entry.target} | entry.print._asdict())
 
-    def drop(self, line: int) -> None:
-        """It was undone, or never done. This may be forgotten: the pictures themselves show it."""
-        self.entries.pop(line, None)
+    def drop(self, lines: Sequence[int]) -> None:
+        """They were undone, or never done. This may be forgotten: the pictures themselves show it."""
+        for line in lines:
+            self.entries.pop(line, None)
         with contextlib.suppress(OSError):
-            self._append({"undone": line}, lasting=False)
+            self._append({"undone": list(lines)})
 
     def make(self, name: str) -> None:
         """A folder below this one; "." is this one itself."""
@@ -75,31 +75,33 @@ class Undo:
         if os.path.lexists(path) and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         self._append({"made": name})
-        path.mkdir(exist_ok=True)
-        durable.sync(path.parent)
+        durable.make(path)
 
     def tidy(self) -> None:
         """Remove the folders that were made here and are empty, and the undo file where nothing is left to undo."""
-        if not self.entries and not self.unreadable:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-        for name in reversed(self.made):
-            with contextlib.suppress(OSError):
-                (self.folder / name).rmdir()
+        with contextlib.suppress(OSError):  # none of it is worth an error
+            for place in {self.folder / name for name in self.made} - {self.folder}:
+                with contextlib.suppress(OSError):
+                    place.rmdir()
+            if self.entries or self.unreadable:
+                return
+            # What was removed must not come back without its undo file.
+            for place in (*filter(Path.is_dir, self.folder.iterdir()), self.folder):
+                durable.sync(place)
+            self.path.unlink()
+            if "." in self.made:
+                self.folder.rmdir()
 
-    def _append(self, about: dict[str, Any], *, lasting: bool = True) -> int:
+    def _append(self, about: dict[str, Any]) -> int:
         line = json.dumps(about).encode() + b"\n"
-        self._write(line, lasting=lasting)
+        self._write(line)
         self._read(line)
         return self._line
 
-    def _write(self, data: bytes, *, lasting: bool = True) -> None:
+    def _write(self, data: bytes) -> None:
         try:
-            left = memoryview(data)
-            while left:
-                left = left[os.write(self._handle, left) :]
-            if lasting:
-                os.fsync(self._handle)
+            durable.write_all(self._handle, data)
+            os.fsync(self._handle)
         except OSError:
             os.ftruncate(self._handle, self._size)  # half a line would spoil the next
             raise
@@ -110,7 +112,8 @@ class Undo:
         try:
             about = json.loads(line)
             if "undone" in about:
-                self.entries.pop(int(about["undone"]), None)
+                for number in about["undone"]:
+                    self.entries.pop(int(number), None)
             elif "made" in about:
                 self.made.append(_below(about["made"]))
             else:
@@ -120,6 +123,14 @@ class Undo:
                 self.entries[self._line] = Entry(source, _below(about["target"]), print)
         except (ValueError, TypeError, KeyError):
             self.unreadable.append(self._line)
+
+
+def _sound(data: bytes) -> int:
+    """How many bytes are lines of ours. What follows was cut short, or is what a power loss left: it was not begun."""
+    lines = data.split(b"\n")[:-1]
+    while lines and any(byte < 32 or byte > 126 for byte in lines[-1]):
+        lines.pop()
+    return sum(len(line) + 1 for line in lines)
 
 
 def _below(name: str) -> str:
