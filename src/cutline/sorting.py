@@ -151,6 +151,10 @@ def bring_back(undo: Undo) -> Iterator[str]:
             back.append(line)
         yield left
     yield from (f"{undo.path}: line {line} cannot be read" for line in undo.unreadable)
+    # A power loss must not bring a picture back to where it was sorted, once that is no longer known.
+    for place in {(undo.folder / undo.entries[line].target).parent for line in back}:
+        if place.is_dir():
+            durable.sync(place)
     undo.drop(back)
     undo.tidy()
 

@@ -85,9 +85,6 @@ class Undo:
                     place.rmdir()
             if self.entries or self.unreadable:
                 return
-            # What was removed must not come back without its undo file.
-            for place in (*filter(Path.is_dir, self.folder.iterdir()), self.folder):
-                durable.sync(place)
             self.path.unlink()
             if "." in self.made:
                 self.folder.rmdir()

@@ -30,14 +30,14 @@ Tree = bytes | tuple[tuple[str, Any], ...]
 @dataclass(frozen=True)
 class Call:
     kind: str
-    """mkdir, create, write, sync, rename, remove; or returned: what the user was promised holds from here on."""
+    """mkdir, create, write, sync, rename, link, remove; or returned: what the user was promised holds from here on."""
     path: Path = Path()
     target: Path = Path()
     offset: int = 0
     data: bytes = b""
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.path}" + (f" -> {self.target}" if self.kind == "rename" else "")
+        return f"{self.kind} {self.path}" + (f" -> {self.target}" if self.kind in ("rename", "link") else "")
 
 
 class Recorder:
@@ -49,7 +49,7 @@ class Recorder:
         self._offset: dict[int, int] = {}
         self._real = {name: getattr(os, name) for name in self.names}
 
-    names = ("mkdir", "open", "close", "write", "fsync", "rename", "unlink", "rmdir")
+    names = ("mkdir", "open", "close", "write", "fsync", "rename", "link", "unlink", "rmdir")
 
     def returned(self) -> None:
         self.calls.append(Call("returned"))
@@ -63,7 +63,7 @@ class Recorder:
         new = bool(flags & os.O_CREAT) and not place.exists()
         assert not flags & os.O_TRUNC, "the model knows no truncation"
         handle = int(self._real["open"](path, flags, *arguments, dir_fd=dir_fd))
-        self._open[handle], self._offset[handle] = place, 0
+        self._open[handle], self._offset[handle] = place, os.fstat(handle).st_size if flags & os.O_APPEND else 0
         if new:
             self._note("create", place)
         return handle
@@ -86,6 +86,10 @@ class Recorder:
     def rename(self, source: Any, target: Any) -> None:
         self._real["rename"](source, target)
         self._note("rename", Path(source), target=Path(target).relative_to(self.root))
+
+    def link(self, source: Any, target: Any) -> None:
+        self._real["link"](source, target)
+        self._note("link", Path(source), target=Path(target).relative_to(self.root))
 
     def unlink(self, path: Any, *, dir_fd: int | None = None) -> None:
         self._real["unlink"](path, dir_fd=dir_fd)
@@ -212,6 +216,8 @@ def _apply(root: Folder, call: Call) -> None:
     elif call.kind == "rename":
         _find(root, call.target.parent).set(call.target.name, _find(root, call.path))
         parent.set(call.path.name, None)
+    elif call.kind == "link":
+        _find(root, call.target.parent).set(call.target.name, _find(root, call.path))
     elif call.kind == "remove":
         parent.set(call.path.name, None)
 
