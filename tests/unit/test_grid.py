@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from cutline import config as configuration
-from cutline.cli import grid_table
+from cutline.cli import grid_table, trials
 from cutline.cli.grid_table import Row
 from cutline.config import Config
 from cutline.engine import grid, machine
@@ -171,6 +171,32 @@ def test_rows_that_differ_in_their_search_alone_share_a_run(tmp_path: Path) -> N
 def test_a_search_that_is_learned_from_has_a_run_of_its_own(tmp_path: Path) -> None:
     base = changed(training={"objective": "self_critical"})
     assert all(trial.learner == trial for trial in planned(tmp_path, "search.beam=1,3", base=base).trials)
+
+
+def test_a_stop_is_no_failure_and_the_table_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = iter([(2, "it broke"), (143, "it broke before")])
+    monkeypatch.setattr(trials, "_learn", lambda trial, quiet: next(codes))
+    failed: dict[str, str] = {}
+    written: list[dict[str, str]] = []
+    made = planned(tmp_path, "decoder.kind=lstm,gru,transformer")
+    assert trials.do_all(made, failed, lambda: written.append(dict(failed)), quiet=True) == 143
+    assert written == [{}, {"lstm-seed0": "it broke"}, {"lstm-seed0": "it broke"}]
+
+
+def test_what_shares_a_run_that_failed_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[str] = []
+
+    def learn(trial: grid.Trial, quiet: bool) -> tuple[int, str]:
+        learned.append(trial.name)
+        return 1, "it broke"
+
+    monkeypatch.setattr(trials, "_learn", learn)
+    failed: dict[str, str] = {}
+    assert trials.do_all(planned(tmp_path, "search.beam=1,3"), failed, lambda: None, quiet=True) == 1
+    assert learned == ["1-seed0"]
+    assert failed == {"1-seed0": "it broke", "3-seed0": "it broke"}
 
 
 # The folder ---------------------------------------------------------------------------------------------------------

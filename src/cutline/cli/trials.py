@@ -56,11 +56,11 @@ def do_all(planned: Grid, failed: dict[str, str], write: Callable[[], None], *, 
             time_left = f", about {duration(each * (len(left) - done))} left" if done else ""
             say(f"{trials.index(trial) + 1} of {len(trials)}: {_title(trial)}{time_left}", quiet=quiet)
             code = _do(trial, quiet, failed)
+            write()  # also when stopped: a run may have come to its end just then
             if code >= 128:
                 return _stopped(code, trial, planned.out)
             if trial.name in failed:
                 say(f"{_title(trial)} failed: {failed[trial.name]}", quiet=quiet)
-            write()
     except SignalException as stopped:  # between two runs: who has supervised one has taken over the signals
         return _stopped(128 + int(stopped.sigval), trial, planned.out)
     except KeyboardInterrupt:
@@ -85,7 +85,7 @@ def _do(trial: Trial, quiet: bool, failed: dict[str, str]) -> int:
         return 1
     if learner.learned is None:
         code, why = _learn(learner, quiet)
-        if code:
+        if 0 < code < 128:
             failed[trial.name] = why
     if code == 0 and learner != trial:
         try:
