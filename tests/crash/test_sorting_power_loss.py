@@ -150,3 +150,18 @@ def test_taking_it_back(tmp_path: Path, move: bool, most: int) -> None:
     found = violations(place, wrong_after_undoing, before, calls, most, move)
     print(f"{len(found)} states after {len(calls)} calls")
     assert not any(found), next(filter(None, found))
+
+
+def test_without_any_one_fsync_of_a_folder_a_picture_would_be_lost(tmp_path: Path) -> None:
+    """Each is needed, and the tests above see what is missing."""
+    place, kept = tmp_path / "place", tmp_path / "kept"
+    photos_at(place)
+    shutil.copytree(place, kept)
+    _, calls = rehearse(place, lambda: sort(place, move=True))
+    last = {call.path: index for index, call in enumerate(calls) if call.kind == "sync" and call.path.name != UNDO}
+    assert len(last) == 4
+    for index in last.values():
+        before = replay.read_disk(kept)
+        assert isinstance(before, replay.Folder)
+        found = violations(place, wrong_after_sorting, before, calls[:index] + calls[index + 1 :], 60, move=True)
+        assert any("a picture is lost" in problem for problem in found), calls[index]
