@@ -124,7 +124,6 @@ def violations(
     wrong: Callable[[Path, bool, int], str],
     before: replay.Folder,
     calls: list[Call],
-    most: int,
     move: bool,
 ) -> list[str]:
     found = []
