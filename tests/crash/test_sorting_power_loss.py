@@ -88,7 +88,7 @@ def photos_at(place: Path) -> None:
         (place / "photos" / name).write_bytes(data)
 
 
-def wrong_after_sorting(place: Path, move: bool, promises: int) -> str:
+def wrong_after_sorting(place: Path, promises: int) -> str:
     photos, to = place / "photos", place / "new" / "sorted"
     if not set(below(place).values()) >= set(PICTURES.values()):
         return "a picture is lost"
@@ -104,7 +104,7 @@ def wrong_after_sorting(place: Path, move: bool, promises: int) -> str:
     return "" if len(left) == len([name for name in below(to) if name != UNDO]) <= 1 else f"left behind: {left}"
 
 
-def wrong_after_undoing(place: Path, move: bool, promises: int) -> str:
+def wrong_after_undoing(place: Path, promises: int) -> str:
     photos, to = place / "photos", place / "new" / "sorted"
     if not set(below(place).values()) >= set(PICTURES.values()):
         return "a picture is lost"
@@ -119,16 +119,11 @@ def wrong_after_undoing(place: Path, move: bool, promises: int) -> str:
     return "" if below(photos) == PICTURES and not left and not below(to) else f"after undoing again: {left}"
 
 
-def violations(
-    place: Path,
-    wrong: Callable[[Path, bool, int], str],
-    before: replay.Folder,
-    calls: list[Call],
-    move: bool,
-) -> list[str]:
+def violations(place: Path, wrong: Callable[[Path, int], str], before: replay.Folder, calls: list[Call]) -> list[str]:
+    """For each state what is wrong, or an empty text."""
     found = []
     for promises, call in states(place, before, calls):
-        problem = wrong(place, move, promises)
+        problem = wrong(place, promises)
         found.append(problem and f"after '{call}': {problem}")
     return found
 
@@ -137,7 +132,7 @@ def test_sorting(tmp_path: Path, move: bool) -> None:
     place = tmp_path / "place"
     photos_at(place)
     before, calls = rehearse(place, lambda: sort(place, move=move))
-    found = violations(place, wrong_after_sorting, before, calls, move)
+    found = violations(place, wrong_after_sorting, before, calls)
     print(f"{len(found)} states after {len(calls)} calls")
     assert not any(found), next(filter(None, found))
 
@@ -147,7 +142,7 @@ def test_taking_it_back(tmp_path: Path, move: bool) -> None:
     photos_at(place)
     assert sort(place, move=move) == []
     before, calls = rehearse(place, lambda: take_back(place))
-    found = violations(place, wrong_after_undoing, before, calls, move)
+    found = violations(place, wrong_after_undoing, before, calls)
     print(f"{len(found)} states after {len(calls)} calls")
     assert not any(found), next(filter(None, found))
 
@@ -163,5 +158,5 @@ def test_without_any_one_fsync_of_a_folder_a_picture_would_be_lost(tmp_path: Pat
     for index in last.values():
         before = replay.read_disk(kept)
         assert isinstance(before, replay.Folder)
-        found = violations(place, wrong_after_sorting, before, calls[:index] + calls[index + 1 :], move=True)
+        found = violations(place, wrong_after_sorting, before, calls[:index] + calls[index + 1 :])
         assert any("a picture is lost" in problem for problem in found), calls[index]
