@@ -19,6 +19,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "runs": ("cutline.cli.runs", "list, show, verify or tidy run folders"),
     "compare": ("cutline.cli.compare", "compare runs: scores, parameters, size and time"),
     "grid": ("cutline.cli.grid", "train a run for each of several settings, and compare them"),
+    "benchmark": ("cutline.cli.benchmark", "compare our networks with well-known ones on the same pictures"),
     "watch": ("cutline.cli.watch", "follow a run live"),
     "features": ("cutline.cli.features", "build, verify or show a store of picture features"),
     "demo": ("cutline.cli.demo", "draw, train, caption and score, in minutes, from nothing"),

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from cutline.cli.arguments import parse
-from cutline.console import say
-from cutline.errors import ConfigError, CutlineError
+from cutline.errors import ConfigError
 
 if TYPE_CHECKING:
     from cutline.engine.grid import Grid
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> int:
 
     planned = _planned(given)
     if given.dry_run:
-        return _dry_run(planned, given.quiet)
+        return trials.dry_run(planned, given.quiet)
     trials.see_data([trial.config for trial in planned.trials if trial.result is None])
     trials.make(given.out)
     with folder.held(given.out):
@@ -78,28 +77,6 @@ def _planned(given: Any) -> Grid:
         return grid.Grid(base, grid.rows(base, given.rows), seeds, given.out, "row")
     cells, heading = grid.varied(base, given.vary)
     return grid.Grid(base, cells, seeds, given.out, heading)
-
-
-def _dry_run(planned: Grid, quiet: bool) -> int:
-    """What is left to do, and what that would take; 1 where a run could not begin."""
-    from cutline.cli.grid_table import ToDo, show_plan
-    from cutline.engine.estimate import dry_run
-
-    plan = []
-    for cell in planned.cells:
-        left = [trial for trial in planned.trials if trial.cell == cell and trial.result is None]
-        if not left:
-            plan.append(ToDo(cell.name, 0, note="done"))
-        elif (learner := left[0].learner) != left[0]:
-            plan.append(ToDo(cell.name, len(left), note=f"with the weights of {learner.cell.name}"))
-        else:
-            say(f"trying {cell.name}", quiet=quiet)
-            try:
-                plan.append(ToDo(cell.name, len(left), dry_run(left[0].config, quiet=True)))
-            except CutlineError as error:
-                plan.append(ToDo(cell.name, len(left), wrong=str(error)))
-    show_plan(planned, plan)
-    return 1 if any(each.wrong for each in plan) else 0
 
 
 # Telling it ---------------------------------------------------------------------------------------------------------

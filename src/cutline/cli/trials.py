@@ -37,6 +37,28 @@ def see_data(configs: list[Config]) -> None:
             read(config, quiet=True)
 
 
+def dry_run(planned: Grid, quiet: bool) -> int:
+    """What is left to do, and what that would take; 1 where a run could not begin."""
+    from cutline.cli.grid_table import ToDo, show_plan
+    from cutline.engine import estimate
+
+    plan = []
+    for cell in planned.cells:
+        left = [trial for trial in planned.trials if trial.cell == cell and trial.result is None]
+        if not left:
+            plan.append(ToDo(cell.name, 0, note="done"))
+        elif (learner := left[0].learner) != left[0]:
+            plan.append(ToDo(cell.name, len(left), note=f"with the weights of {learner.cell.name}"))
+        else:
+            say(f"trying {cell.name}", quiet=quiet)
+            try:
+                plan.append(ToDo(cell.name, len(left), estimate.dry_run(left[0].config, quiet=True)))
+            except CutlineError as error:
+                plan.append(ToDo(cell.name, len(left), wrong=str(error)))
+    show_plan(planned, plan)
+    return 1 if any(each.wrong for each in plan) else 0
+
+
 def do_all(planned: Grid, failed: dict[str, str], write: Callable[[], None], *, quiet: bool) -> int:
     """Learn what is not learned yet, note what failed, and `write` the table after each; 1 where some failed.
 
