@@ -64,6 +64,7 @@ STORY = {
     "restarting": "starting again in {wait} s",
     "stopped": "stopped at step {step}: {why}",
     "gave_up": "gave up: {cause}",
+    "learned": "learned for {seconds} s, to step {step}",
     "finished": "finished at step {step}",
 }
 

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 
 from cutline import config as configuration
-from cutline.config import Config
+from cutline.config import Config, PicturesConfig
 from cutline.data.corpus import Sample
 from cutline.data.images import Transform
-from cutline.engine import folder, results, run, runs
+from cutline.engine import folder, journal, results, run, runs
 from cutline.engine.classes import numbered
 from cutline.engine.grid import Cell, Grid, Trial, write
 from cutline.engine.sources import PictureSource, Source, load_readable
@@ -108,7 +108,7 @@ class Measured:
     """All numbers that are kept; of the nearest pictures, their features are among them."""
     multiply_adds: int
     """For a picture."""
-    seconds: float | None
+    seconds: float
     """Of learning, with the encoding of every training picture where that is done once."""
     picture_seconds: float
     """For a picture by itself, decoded and of the right size, in PyTorch."""
@@ -146,8 +146,9 @@ def _measure(path: Path) -> Measured:
     classifier, _, _ = run.load_classifier(path)
     side = classifier.encoder.transform.size
     picture = torch.zeros(1, 3, side, side, dtype=torch.uint8)
-    seconds = result.seconds
-    if seconds is not None and any(path.glob("encoder-*.safetensors")):  # encoded once, before the learning
+    learned = {entry["stage"]: entry["seconds"] for entry in journal.read(path) if entry["kind"] == "learned"}
+    seconds = sum(learned.values())
+    if any(path.glob("encoder-*.safetensors")):  # encoded once, before the learning
         seconds += _encoding(classifier.encoder) * _learned_from(path)
     with torch.inference_mode():
         time = cost.time_per_picture(lambda: classifier((picture,)))
@@ -210,6 +211,8 @@ def see_pixels(config: Config) -> Seen:
 
 def see_features(config: Config) -> Seen:
     """What an encoder that stays as it is has seen in each picture."""
+    plain = PicturesConfig(size=config.pictures.size, fit=config.pictures.fit)  # what changes is not stored
+    config = replace(config, pictures=plain, training=replace(config.training, features=True))
     seen, model = _see(config, run.stored_or_pictures)
     encoder = model.encoder.cpu().eval()
     side = encoder.transform.size

@@ -65,6 +65,8 @@ class Loop:
                     self._epoch(advance, stop)
             if self.first:
                 self.saver.must_have(trainer.at.step)
+            if trainer.config.minutes:
+                self._journal("learned", step=at.step, stage=at.stage + 1, seconds=round(at.seconds, 1))
         return trainer.at
 
     def _over(self) -> bool:
