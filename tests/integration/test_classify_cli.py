@@ -232,6 +232,20 @@ def test_the_same_picture_named_twice_is_sorted_once(run_cutline, bundle: Path, 
     assert "7 pictures moved" in done.stderr
 
 
+def test_a_picture_that_cannot_be_moved_has_an_error_in_its_row(
+    run_cutline, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    (photos / "8.png").symlink_to(photos / "0.png")
+    (photos / "7.png").unlink()
+    command = ("classify", photos, "--model", bundle, "--sort", tmp_path / "to", "--format", "jsonl")
+    done = run_cutline(*command, "--move")
+    assert done.returncode == 1
+    assert "1 of 8 pictures could not be sorted" in done.stderr
+    (row,) = (row for row in map(json.loads, done.stdout.splitlines()) if "error" in row)
+    assert row["path"].endswith("8.png")
+    assert row["error"].startswith("stays where it is: it is a link")
+
+
 def test_a_killed_sort_is_undone(bundle: Path, photos: Path, tmp_path: Path, run_cutline) -> None:
     before, to = everything(photos), tmp_path / "sorted"
     command = [sys.executable, "-m", "cutline", "classify", "-", "--sort", str(to), "--move", "--batch", "1"]
