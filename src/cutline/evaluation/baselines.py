@@ -136,6 +136,7 @@ def _of_length_one(features: Floats) -> Floats:
 def _regression(features: Floats, labels: Integers, classes: int, settings: Sequence[float]) -> list[Guess]:
     """For each strength, strongest first, going on from the weights of the one before it."""
     linear = require("sklearn.linear_model", "train", "logistic regression on features")
+    threads = require("threadpoolctl", "train", "logistic regression on features")  # scikit-learn itself needs it
     mean, spread = features.mean(0), features.std(0)
     scale = np.where(spread > 0, 1 / np.maximum(spread, 1e-12), 0).astype(np.float32)  # what never changes is no help
     there = np.unique(labels)
@@ -143,7 +144,8 @@ def _regression(features: Floats, labels: Integers, classes: int, settings: Sequ
     known, guesses = (features - mean) * scale, list[Guess]()
     for strength in settings:
         model.set_params(C=1 / (strength * len(labels)))
-        model.fit(known, labels)
+        with threads.threadpool_limits(1):  # threads that wait for each other cost more than these products take
+            model.fit(known, labels)
         weights, bias = model.coef_.T.copy(), model.intercept_.copy()
         if len(there) == 2:  # of two classes only the second has weights
             weights, bias = np.hstack([0 * weights, weights]), np.array([0, *bias])
