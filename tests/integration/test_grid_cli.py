@@ -84,22 +84,35 @@ def table(out: Path) -> dict[str, dict[str, Any]]:
     return {row["name"]: row for row in json.loads((out / "table.json").read_text())["rows"]}
 
 
+def begin(*arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "cutline", "grid", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """A grid takes longer than one command is usually given, on a machine that does other things besides."""
+    out, err = process.communicate(timeout=1200)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 @pytest.mark.slow
 def test_a_grid_of_rows(tmp_path: Path, small: Path, scenes_folder: Path, run_cutline: Run) -> None:
     """A row that fails is told and does not stop the others; the same again learns nothing twice."""
     file, out = tmp_path / "rows.toml", tmp_path / "grid"
     file.write_text(ROWS)
     base = of_scenes(small, scenes_folder)
-    command = ["grid", *base, "--rows", file, "--out", out]
+    command = [*base, "--rows", file, "--out", out]
 
-    planned = run_cutline(*command, "--dry-run")
+    planned = finish(begin(*command, "--dry-run"))
     assert planned.returncode == 1
     assert "nothing to begin from: no weights file" in planned.stdout
     assert "with the weights of base" in planned.stdout
     assert "3 runs, 0:" in planned.stdout
     assert not out.exists()
 
-    done = run_cutline(*command)
+    done = finish(begin(*command))
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     made = runs(out)
@@ -132,13 +145,13 @@ def test_a_grid_of_rows(tmp_path: Path, small: Path, scenes_folder: Path, run_cu
     file.write_text(ROWS.replace('"nowhere.safetensors"', '"none"').replace("nothing to begin from", "at random"))
     assert ", about 0:" in done.stderr  # left
     before = {name: (run / "journal.jsonl").read_bytes() for name, run in made.items()}
-    again = run_cutline(*command, "--seeds", "0")
+    again = finish(begin(*command, "--seeds", "0"))
     assert again.returncode == 0, again.stderr
     assert set(runs(out)) == {*made, "at-random-seed0"}
     assert before == {name: (run / "journal.jsonl").read_bytes() for name, run in made.items()}
     assert table(out)["beam 1"]["scores"] == beam
 
-    refused = run_cutline(*command, "--epochs", 3)
+    refused = finish(begin(*command, "--epochs", 3))
     assert refused.returncode == 2
     assert "another base: training.epochs was 2, now 3" in refused.stderr
 
@@ -149,7 +162,7 @@ def test_a_search_scores_what_its_own_run_would(
 ) -> None:
     """Where a shared run's best weights are judged with the very same search, the scores are the run's own."""
     base = [*of_scenes(small, scenes_folder), "--epochs", 8, "--batch", 8]
-    done = run_cutline("grid", *base, "--vary", "search.beam=1,4", "--seeds", 3, "--quiet", "--out", tmp_path / "a")
+    done = finish(begin(*base, "--vary", "search.beam=1,4", "--seeds", 3, "--quiet", "--out", tmp_path / "a"))
     assert (done.returncode, done.stderr) == (0, "")
     told = table(tmp_path / "a")
     assert told["1"]["scores"] != told["4"]["scores"]
@@ -162,16 +175,9 @@ def test_a_search_scores_what_its_own_run_would(
     assert told["4"]["seeds"]["3"]["scores"]["en_cider"] == pytest.approx(own[best["step"]]["en_cider"], abs=1e-3)
 
 
-def begin(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "cutline", "grid", *map(str, arguments)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
 def wait_for_steps(out: Path, cell: str, steps: int) -> Path:
     """Until the run of a cell has taken so many steps; the run."""
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         for log in out.glob(f"{cell}/2*/events.jsonl"):
             if log.read_text().count('"kind": "step"') >= steps:
@@ -188,10 +194,10 @@ def long(tmp_path_factory: pytest.TempPathFactory, small: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, long: Path, scenes_folder: Path, run_cutline: Run) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, long: Path, scenes_folder: Path) -> Path:
     """A grid that nothing has stopped."""
     out = tmp_path_factory.mktemp("whole") / "grid"
-    done = run_cutline("grid", *of_scenes(long, scenes_folder), "--vary", "decoder.kind=lstm,gru", "--out", out)
+    done = finish(begin(*of_scenes(long, scenes_folder), "--vary", "decoder.kind=lstm,gru", "--out", out))
     assert done.returncode == 0, done.stderr
     return out
 
@@ -199,7 +205,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, long: Path, scenes_folder: P
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_a_grid_that_was_stopped_or_killed_goes_on(
-    number: signal.Signals, tmp_path: Path, long: Path, scenes_folder: Path, whole: Path, run_cutline: Run
+    number: signal.Signals, tmp_path: Path, long: Path, scenes_folder: Path, whole: Path
 ) -> None:
     """In the middle of its second run: the first is not learned again, and the second ends as if nothing had been."""
     out = tmp_path / "grid"
@@ -207,7 +213,7 @@ def test_a_grid_that_was_stopped_or_killed_goes_on(
     process = begin(*command)
     run = wait_for_steps(out, "gru-seed0", 10)
     process.send_signal(number)
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=200)
     if number == signal.SIGKILL:
         assert process.returncode == -number
     else:
@@ -218,7 +224,7 @@ def test_a_grid_that_was_stopped_or_killed_goes_on(
     assert (run / "events.jsonl").read_text().count('"kind": "step"') < 48, "it was to be stopped before the end"
     first = (runs(out)["lstm-seed0"] / "journal.jsonl").read_bytes()
 
-    done = run_cutline("grid", *command)
+    done = finish(begin(*command))
     assert done.returncode == 0, done.stderr
     assert runs(out)["gru-seed0"] == run
     assert (runs(out)["lstm-seed0"] / "journal.jsonl").read_bytes() == first
@@ -230,17 +236,15 @@ def test_a_grid_that_was_stopped_or_killed_goes_on(
 
 
 @pytest.mark.slow
-def test_a_second_grid_in_the_same_folder_waits_its_turn(
-    tmp_path: Path, long: Path, scenes_folder: Path, run_cutline: Run
-) -> None:
+def test_a_second_grid_in_the_same_folder_waits_its_turn(tmp_path: Path, long: Path, scenes_folder: Path) -> None:
     command = [*of_scenes(long, scenes_folder), "--vary", "decoder.kind=lstm,gru", "--out", tmp_path / "grid"]
     process = begin(*command)
     wait_for_steps(tmp_path / "grid", "lstm-seed0", 1)
-    second = run_cutline("grid", *command)
+    second = finish(begin(*command))
     assert second.returncode == 2
     assert "is in use by process" in second.stderr
     os.kill(process.pid, signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=200)
     assert process.returncode == 143
 
 
@@ -257,23 +261,22 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_a_grid_of_classifiers(tmp_path: Path, coloured: Path, run_cutline: Run) -> None:
+def test_a_grid_of_classifiers(tmp_path: Path, coloured: Path) -> None:
     file, out = tmp_path / "classes.toml", tmp_path / "grid"
     file.write_text(
         "threads = 1\n[pictures]\nsize = 24\naugment_mixup = 0.0\n[data]\nval_share = 0.3\ntest_share = 0.0\n"
     )
-    done = run_cutline(
-        "grid", "--task", "classes", "--encoder", "small", "--config", file, "--data", coloured, "--epochs", 2,
-        "--batch", 8, "--vary", "classes.head=linear,mlp", "--vary", "classes.hidden=8,16", "--seeds", "0,1",
-        "--scores", "accuracy,ece", "--out", out,
-    )  # fmt: skip
+    done = finish(begin(
+        "--task", "classes", "--encoder", "small", "--config", file, "--data", coloured, "--epochs", 2,
+        "--batch", 8, "--vary", "classes.head=linear,mlp", "--seeds", "0,1", "--scores", "accuracy,ece", "--out", out,
+    ))  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert list(table(out)) == ["linear, –", "mlp, 8", "mlp, 16"]
+    assert list(table(out)) == ["linear", "mlp"]
     for row in table(out).values():
         assert {"accuracy", "top5", "macro_f1", "ece", "nll"} <= row["scores"].keys()
         assert row["scores"]["accuracy"]["spread"] is not None
         assert row["seeds"]["0"]["pictures"] == 12
-    assert len(runs(out)) == 6
+    assert len(runs(out)) == 4
     heading = (out / "table.md").read_text().splitlines()[0]
-    assert heading.startswith("| head, hidden | accuracy | calibration | learned |")
+    assert heading.startswith("| head | accuracy | calibration | learned |")
     assert "BLEU" not in done.stdout
