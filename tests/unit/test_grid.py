@@ -119,7 +119,7 @@ def test_rows_come_after_the_base(tmp_path: Path) -> None:
     assert [trial.name for trial in made][-2:] == ["once-seed0", "once-seed4"]
     assert made[-1].config.stages == ()
     assert (made[-1].config.seed, made[-1].config.output) == (4, str(tmp_path / "once-seed4"))
-    assert len(made[0].config.stages) == 2
+    assert made[0].config.stages == PRESETS["flickr8k"]().stages
 
 
 @pytest.mark.parametrize(
