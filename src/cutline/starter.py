@@ -8,7 +8,7 @@ from pathlib import Path
 from cutline.errors import ModelError
 
 FILE = Path(__file__).with_name("starter.cutline")
-SHA256 = "4abb88598fc09b3e82f281833a27e2a1bc788b05964f12f3cd2c29300b106d00"
+SHA256 = "14aab9aea2b39b08f027e9c7620db4735d2fb0d26a6272252a11d91e47283dab"
 
 
 def starter() -> Path:
