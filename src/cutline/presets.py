@@ -173,9 +173,10 @@ def scratch() -> Config:
             size=64, augment_crop=0.4, augment_flip=True, augment_colour=0.2, augment_rand=5, augment_erase=0.1,
             augment_mixup=0.1, augment_cutmix=0.5,
         ),
-        encoder=EncoderConfig(name="cnn"),
+        encoder=EncoderConfig(name="cnn:width=48"),
         training=TrainingConfig(
-            epochs=40, batch=64, rate=2e-3, weight_decay=0.05, warmup=300, ema=0.998, validate_limit=0, validate_every=2
+            epochs=50, batch=64, rate=2e-3, weight_decay=0.05, warmup=300, precision="bf16", ema=0.998,
+            validate_limit=0, validate_every=5,
         ),
     )  # fmt: skip
 

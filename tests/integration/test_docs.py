@@ -135,4 +135,6 @@ def test_flags_that_a_page_names_exist(page: Path) -> None:
                 continue
             verb, rest = match[1], f"{match[2] or ''} {match[3]}"
             named = set(re.findall(r"(?<!\S)--[a-z-]+", rest))
-            assert named <= set(flags_of(verb, match[2] if verb in ("data", "features", "runs", "benchmark") else None)), command
+            assert named <= set(
+                flags_of(verb, match[2] if verb in ("data", "features", "runs", "benchmark") else None)
+            ), command
