@@ -27,6 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path) -> Path
     return start.run
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_started_again(tmp_path: Path, scenes_folder: Path, whole: Path) -> None:
     start = Start(tmp_path, SETTINGS, scenes_folder)
     start.until_step(10)

@@ -31,6 +31,7 @@ def test_the_demo_reaches_its_score(tmp_path: Path) -> None:
     assert len(tried.stdout.split()) >= 3
 
 
+@pytest.mark.slow
 def test_a_short_demo_shows_its_steps(tmp_path: Path) -> None:
     """Ten seconds' worth of the demo: every part of it runs, whatever the captions."""
     done = subprocess.run(

@@ -108,9 +108,9 @@ def shell(script: str, folder: Path, environment: dict[str, str]) -> None:
 
 
 def runnable() -> list[Any]:
-    """Pages with commands; those that train are long, all but the README."""
+    """Pages with commands; those that train, or compute features, are long."""
     pages = [page for page in PAGES if blocks(page, "bash")]
-    long = {page for page in pages if "cutline train" in "".join(blocks(page, "bash")) and page.name != "README.md"}
+    long = {page for page in pages if re.search("cutline (train|features build)", "".join(blocks(page, "bash")))}
     return [pytest.param(page, id=page.name, marks=[pytest.mark.slow] * (page in long)) for page in pages]
 
 

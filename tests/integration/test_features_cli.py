@@ -56,6 +56,7 @@ def stop_in_the_middle(words: list[str], journal: Path) -> subprocess.Popen[byte
     return process
 
 
+@pytest.mark.slow
 def test_killed_it_goes_on_to_the_same_bytes(data, tmp_path):
     out = tmp_path / "store"
     journal = tmp_path / "store.building" / "journal.jsonl"

@@ -53,6 +53,7 @@ def events(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_two_processes_learn_what_one_does(one: Path, two: Path) -> None:
     """96 pictures in batches of 10, two batches a step: shares of 5 and 5, and of 3 and 3 in the last one."""
     steps = [[e for e in events(run) if e["kind"] == "step"] for run in (one, two)]
@@ -63,6 +64,7 @@ def test_two_processes_learn_what_one_does(one: Path, two: Path) -> None:
         assert together["rate"] == alone["rate"]
 
 
+@pytest.mark.slow
 def test_all_validation_pictures_are_scored_once(one: Path, two: Path) -> None:
     scores = [[e for e in events(run) if e["kind"] == "validation"] for run in (one, two)]
     for alone, together in zip(*scores, strict=True):

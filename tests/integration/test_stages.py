@@ -52,6 +52,7 @@ def events(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_stages_follow_each_other_in_one_log(whole: Path) -> None:
     steps = [event for event in events(whole) if event["kind"] == "step"]
     assert [event["step"] for event in steps] == list(range(1, 33))  # 96 pictures by 12, four epochs
@@ -62,6 +63,7 @@ def test_stages_follow_each_other_in_one_log(whole: Path) -> None:
     assert len([event for event in events(whole) if event["kind"] == "validation"]) == 4
 
 
+@pytest.mark.slow
 def test_the_bundle_searches_as_scored_best_on_validation(whole: Path) -> None:
     told = json.loads((whole / "search.json").read_text())
     tried = {(each["beam"], each["length_penalty"]): each["metric"] for each in told["tried"]}
