@@ -36,16 +36,17 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(VENV)/.test
+bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks
 
 clean:
 	rm -rf $(VENV) build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache
 
-# One stamp for each set of packages; the second holds the first.
+# One stamp for each set of packages; each set holds the ones before it.
 $(VENV)/.train: EXTRAS := train
 $(VENV)/.test: EXTRAS := train,openvino,tensorboard,health,test,dev
-$(VENV)/.train $(VENV)/.test: pyproject.toml constraints.txt
+$(VENV)/.bench: EXTRAS := train,openvino,tensorboard,health,test,dev,bench
+$(VENV)/.train $(VENV)/.test $(VENV)/.bench: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Cutline needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
 	@echo "setting up $(VENV) with [$(EXTRAS)] (some GB the first time)"
