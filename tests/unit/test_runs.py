@@ -323,6 +323,19 @@ def test_of_a_finished_run_with_its_bundle_the_best_stays(writer: Writer) -> Non
     assert removed(writer.path) == {"step-00000002"}
 
 
+def test_what_was_asked_to_be_kept_stays(writer: Writer) -> None:
+    with (writer.path / "config.toml").open("a") as file:
+        file.write("keep_every = 10\n")
+    for step in (10, 15, 24, 28, 30, 31):
+        writer.save(step)
+    assert removed(writer.path) == {"step-00000015", "step-00000028"}
+    writer.start()
+    writer.journal.write("finished", step=31)
+    (writer.path / "bundle").mkdir()
+    (writer.path / "bundle" / "bundle.json").touch()
+    assert removed(writer.path) == {"step-00000015", "step-00000028"}  # the newest has no better one beside it
+
+
 def test_where_nothing_verifies_nothing_goes(writer: Writer) -> None:
     for step in (1, 2, 3):
         damage(writer.save(step))

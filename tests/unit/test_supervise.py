@@ -43,6 +43,41 @@ def test_of_several_failures_the_first_cause_is_believed() -> None:
     assert sorted([lost, own, None, mistake], key=_weight) == [mistake, None, own, lost]
 
 
+BUGGY = """
+from cutline.engine.watch import Watched
+
+try:
+    nothing = None
+    nothing.learn()
+except AttributeError as error:
+    Watched(0).report("error", error)
+    raise SystemExit(1)
+"""
+SUPERVISOR = """
+import pathlib, sys
+from cutline.config import Config, HealthConfig
+from cutline.engine.supervise import supervise
+
+sys.exit(supervise(pathlib.Path(sys.argv[1]), Config(health=HealthConfig(restarts=5)), ["buggy"]))
+"""
+
+
+def test_a_mistake_in_the_program_is_not_tried_again_and_again(tmp_path: Path) -> None:
+    (tmp_path / "buggy.py").write_text(BUGGY)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"id": "abc"}')
+    (run / "lock").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", SUPERVISOR, str(run)],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "failed in the same way twice: the process failed: AttributeError: 'NoneType'" in done.stderr
+    kinds = [json.loads(line)["kind"] for line in (run / "journal.jsonl").read_text().splitlines()]
+    assert kinds.count("started") == 2
+
+
 PROCESS = """
 import sys, time
 from cutline import console

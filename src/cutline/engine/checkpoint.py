@@ -135,13 +135,15 @@ class Checkpoints:
         if why := self.problem(newest.path):
             raise OSError(f"{newest.path} was just written and is already damaged: {why}")
         there = self.candidates()
-        staying = {newest.path, *there[: max(keep, 1)], *self._of_step(best)[:1]}
-        if every:
-            first: dict[int, Path] = {}
-            for path in there:  # newest first, so the first of an interval is what is left standing
-                first[_place(path)[0] // every] = path
-            staying |= set(first.values())
+        staying = {newest.path, *there[: max(keep, 1)], *self._of_step(best)[:1], *self.first_of_each(every)}
         return self._remove([path for path in there if path not in staying])
+
+    def first_of_each(self, every: int) -> list[Path]:
+        """The first checkpoint of each `every` steps, the newest first; of 0 steps, none."""
+        first: dict[int, Path] = {}
+        for path in self.candidates() if every else ():  # newest first, so the first of them is what is left standing
+            first[_place(path)[0] // every] = path
+        return list(first.values())
 
     def thin(self, best: int) -> list[Path]:
         """Remove all but the newest that verifies and the best: what is promised when the disk is full."""

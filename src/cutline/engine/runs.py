@@ -274,6 +274,12 @@ class Run:
         data = self.facts.get("data", {})
         return str(data["hash"]) if "hash" in data else None
 
+    @property
+    def keep_every(self) -> int:
+        """A checkpoint of each so many steps is kept; of none where this is 0."""
+        every = self._training.get("keep_every", 0)
+        return every if isinstance(every, int) else 0
+
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.path, folder.identity(self.path))
 
@@ -281,7 +287,7 @@ class Run:
         best = self.curve.best.get("step")
         reasons = ["newest"] if saved == self.saved[0] else []
         reasons += ["best"] if saved == next((each for each in self.saved if each.step == best), None) else []
-        keep, every = self._training.get("keep", 2), self._training.get("keep_every")
+        keep, every = self._training.get("keep", 2), self.keep_every
         if not reasons and self.saved.index(saved) < keep:
             reasons = [f"among the {keep} newest"]
         if not reasons and every:

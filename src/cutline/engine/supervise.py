@@ -2,7 +2,8 @@
 
 torch.distributed.elastic starts them, one or many, and ends all when one ends. When to start again is decided here: at
 once if a newer checkpoint was saved since the last time, later and later if not, and no more after a bounded number
-of times. Its own restarts know neither checkpoints nor hangs, and share a port with the processes that died.
+of times, or when a mistake in the program has come up twice. Its own restarts know neither checkpoints nor hangs, and
+share a port with the processes that died.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class End:
     rank: int = 0
     starved: bool = False
     """Whether it was for want of memory."""
+    bug: bool = False
+    """Whether it was a mistake in the program, which comes up again: a run computes the same each time."""
 
 
 def supervise(run: Path, config: Config, command: Sequence[str], *, quiet: bool = False) -> int:
@@ -64,7 +67,7 @@ def supervise(run: Path, config: Config, command: Sequence[str], *, quiet: bool 
 
 def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alerts) -> int:
     journal, checkpoints = Journal(run), Checkpoints(run, folder.identity(run))
-    fruitless, split = 0, 1
+    fruitless, split, last = 0, 1, ""
     for attempt in itertools.count():
         for name in ("restarting", "gave_up"):
             alerts(name, "", "")
@@ -79,8 +82,10 @@ def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alert
         split = split * 2 if end.starved else split
         fruitless = fruitless + 1 if before.issuperset(checkpoints.candidates()) else 0
         journal.write("failed", attempt=attempt, rank=end.rank, cause=end.cause, details=end.details)
-        if fruitless > config.health.restarts:
+        again = end.bug and fruitless > 0 and end.cause == last
+        if again or fruitless > config.health.restarts:
             break
+        last = end.cause
         pause = PAUSES[min(fruitless, len(PAUSES) - 1)]
         when = f"in {pause:.0f} s" if pause else "at once"
         when += f", with each batch in {split} parts or more" if end.starved else ""
@@ -88,8 +93,8 @@ def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alert
         journal.write("restarting", attempt=attempt + 1, wait=pause)
         time.sleep(pause)
     journal.write("gave_up", cause=end.cause)
-    words = f"{run} has failed {fruitless} times without a newer checkpoint: {end.cause}"
-    alerts("gave_up", words, "mend what is named, then start the same command again")
+    often = "in the same way twice" if again else f"{fruitless} times without a newer checkpoint"
+    alerts("gave_up", f"{run} has failed {often}: {end.cause}", "mend what is named, then start the same command again")
     if end.details:
         say(end.details.rstrip())
     return 1
@@ -137,7 +142,8 @@ def _judge(run: Path, config: Config, watch: Watch, codes: dict[int, int], hang:
     who = f"rank {rank}" if config.processes > 1 else "the process"
     cause = _cause(code, outcome, out_of_memory)
     starved = any(words in cause for words in _STARVED)
-    return End(None, f"{who} {cause}", outcome.details if outcome else "", rank, starved)
+    bug = outcome is not None and outcome.what.partition(":")[0] in _BUGS
+    return End(None, f"{who} {cause}", outcome.details if outcome else "", rank, starved, bug)
 
 
 def _weight(outcome: Outcome | None) -> int:
@@ -193,6 +199,11 @@ _KNOWN = {
     "LoadError": "could not load a checkpoint",
 }
 """Marks in the words of errors, and what they mean."""
+_BUGS = {
+    "AssertionError", "AttributeError", "ImportError", "IndexError", "KeyError", "ModuleNotFoundError", "NameError",
+    "NotImplementedError", "TypeError", "UnboundLocalError", "ZeroDivisionError",
+}  # fmt: skip
+"""Errors that no machine, disk or network brings about."""
 
 
 @contextlib.contextmanager

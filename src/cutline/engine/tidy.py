@@ -61,8 +61,9 @@ class Removal:
 def removable(run: Run) -> list[Removal]:
     """What can go from a run that nobody works on: what stays has been read whole first.
 
-    The newest checkpoint that verifies and the best stay; of a finished run that has its bundle, the best alone. Where
-    no checkpoint verifies, all stay: something may still be got out of them by hand.
+    The newest checkpoint that verifies and the best stay; of a finished run that has its bundle, the best alone. So
+    does what `training.keep_every` was asked to keep. Where no checkpoint verifies, all stay: something may still be
+    got out of them by hand.
     """
     checkpoints = run.checkpoints()
     gone = dict.fromkeys(checkpoints.leftovers(), "left over from a save or removal that was cut short")
@@ -72,8 +73,9 @@ def removable(run: Run) -> list[Removal]:
         best = _best(checkpoints, newest) or newest.path
         done = run.state == "finished" and (run.path / "bundle" / "bundle.json").exists()
         staying = [best] if done else [*dict.fromkeys((newest.path, best))]
+        asked = {*staying, *checkpoints.first_of_each(run.keep_every)}
         why = f"not needed beside {' and '.join(path.name for path in staying)}"
-        gone |= {path: why for path in checkpoints.candidates() if path not in staying}
+        gone |= {path: why for path in checkpoints.candidates() if path not in asked}
     return [Removal(path, why, size_of(path)) for path, why in gone.items()]
 
 
