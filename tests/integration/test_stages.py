@@ -1,4 +1,7 @@
-"""Learning in stages, in one run: words first, then captions drawn freely, with an encoder that stays as it became."""
+"""Learning in stages, in one run.
+
+Words first, then captions drawn freely, on smaller pictures, with an encoder that stays as it became.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.numpy
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -26,6 +30,8 @@ objective = "self_critical"
 rate = 1e-3
 [stages.encoder]
 train = "nothing"
+[stages.pictures]
+size = 36
 """
 
 
@@ -61,6 +67,13 @@ def test_stages_follow_each_other_in_one_log(whole: Path) -> None:
     assert all(event["loss"] < 0 for event in second)  # a reward, below nought
     assert second[0]["rate"] < second[4]["rate"] == pytest.approx(1e-3, rel=0.2)  # warmed up again
     assert len([event for event in events(whole) if event["kind"] == "validation"]) == 4
+
+
+@pytest.mark.slow
+def test_a_stage_may_look_at_pictures_of_another_size(whole: Path) -> None:
+    newest = max((whole / "checkpoints").glob("step-*"))
+    places = safetensors.numpy.load_file(newest / "model.safetensors")["decoder.values.places"]
+    assert places.shape == (9, 48)  # 36 pixels are 3 x 3 regions, the 48 before were 4 x 4
 
 
 @pytest.mark.slow

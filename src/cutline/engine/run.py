@@ -342,9 +342,10 @@ def load_model(run: Path, *, step: int | None = None) -> tuple[Model, Known, Con
     if chosen is None and wanted >= 0:
         say(f"{run}: the best weights, of step {wanted}, are not there; those of step {newest.step} are taken")
     chosen = chosen or newest
+    stage = chosen.state["progress"]["stage"]
     bare = replace(config, encoder=replace(config.encoder, weights="none"))  # they come from the run folder
-    model = build(bare, known)
-    kept = kept_encoder(run, chosen.state["progress"]["stage"])
+    model = build(replace(bare, pictures=config.stage(stage).pictures), known)
+    kept = kept_encoder(run, stage)
     model.encoder.requires_grad_(not kept)
     weights.put(model, kept)
     state = snapshot.tensors(chosen, "model")

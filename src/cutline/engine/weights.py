@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cutline.config import Config
 from cutline.errors import ModelError
+from cutline.models.attention import spread
 from cutline.models.captioner import Captioner
 from cutline.models.classifier import Classifier
 
@@ -45,11 +46,12 @@ def named(model: Model) -> dict[str, Tensor]:
 
 
 def put(model: Model, tensors: Mapping[str, Tensor]) -> None:
-    """Take these values, whichever of the model's they are."""
+    """Take these values, whichever of the model's they are; they may be of one that saw pictures of another size."""
     live = named(model)
     with torch.no_grad():
         for name, value in tensors.items():
-            live[name].copy_(value)
+            of_regions = name.rpartition(".")[2] == "places"
+            live[name].copy_(spread(value, len(live[name])) if of_regions else value)
 
 
 def statistics(model: Model) -> list[Tensor]:

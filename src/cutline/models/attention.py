@@ -5,6 +5,8 @@ Axes: B pictures, N rows of each, T tokens, R regions, C channels, H hidden.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,6 +32,15 @@ class Regions(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         return linear(grid, self.project.weight) + self.places
+
+
+def spread(places: Tensor, regions: int) -> Tensor:
+    """The marks of a square grid's places (R,H) for a grid of more or fewer regions over the same picture."""
+    if len(places) == regions:
+        return places
+    before, after = math.isqrt(len(places)), math.isqrt(regions)
+    grid = places.T.reshape(1, -1, before, before)
+    return F.interpolate(grid, size=(after, after), mode="bicubic", align_corners=False)[0].flatten(1).T
 
 
 class Bahdanau(nn.Module):
