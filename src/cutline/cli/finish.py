@@ -96,7 +96,7 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     torch_captioner = export(run, bundle, force=True)
     samples = [sample for sample in corpus.split(split) if sample.image.is_file()]
     if gone := len(corpus.split(split)) - len(samples):
-        say(f"{gone} pictures of the split {split} are no longer there; they are in no score")
+        say(f"in no score, since they are no longer there: {gone} of the split {split}")
     pictures = [sample.image for sample in samples[:CHECKED]]
     agreement = check_bundle(torch_captioner, bundle, pictures)
     say(f"the bundle against PyTorch: {agreement}", quiet=quiet)

@@ -123,7 +123,7 @@ def _guess(
             logits.append(found)
             advance(len(indices))
     if unreadable:
-        say(f"{len(unreadable)} pictures of the split {split} cannot be read; they are in no score")
+        say(f"in no score, since they cannot be read: {len(unreadable)} of the split {split}")
     if not chosen:
         raise DataError(f"no picture of the split {split} with a label can be read", expected="at least one")
     samples = [there[index] for index in np.concatenate(chosen)]

@@ -35,7 +35,7 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
         skip_bad=data.skip_bad,
     )
     if corpus.problems:
-        say(f"{len(corpus.problems)} entries were left out (cutline data inspect lists them)", quiet=quiet)
+        say(f"left out: {len(corpus.problems)} that cannot be used (cutline data inspect lists them)", quiet=quiet)
     if not corpus.languages and (odd := oddities(corpus.samples)):
         say(summary("classes", odd, _LISTED), quiet=quiet)
     if not data.limit:
