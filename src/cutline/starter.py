@@ -8,7 +8,7 @@ from pathlib import Path
 from cutline.errors import ModelError
 
 FILE = Path(__file__).with_name("starter.cutline")
-SHA256 = "14aab9aea2b39b08f027e9c7620db4735d2fb0d26a6272252a11d91e47283dab"
+SHA256 = "a1a8e726d60ab60bf469939a68a81758b4b465a5e7d0a1f4cebfbd4ba8e23ffd"
 
 
 def starter() -> Path:
