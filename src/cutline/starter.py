@@ -8,7 +8,7 @@ from pathlib import Path
 from cutline.errors import ModelError
 
 FILE = Path(__file__).with_name("starter.cutline")
-SHA256 = "a1a8e726d60ab60bf469939a68a81758b4b465a5e7d0a1f4cebfbd4ba8e23ffd"
+SHA256 = "10df14ed79962870565ef6c1f0e2e33ca616dce6a2915cff2894e0e3a859b947"
 
 
 def starter() -> Path:

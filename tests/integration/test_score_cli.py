@@ -19,7 +19,6 @@ REFERENCES = {
         "this is the second reference sentence for sentence2",
     ],
 }
-DATA = Path(os.environ.get("CUTLINE_DATA", Path(__file__).parents[2] / "../shared/data"))
 
 
 def score(*arguments: str | Path, given: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -135,10 +134,8 @@ def test_flags_are_checked(files: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.data
-def test_real_flickr8k(tmp_path: Path) -> None:
-    folder = DATA / "flickr8k"
-    if not folder.exists():
-        pytest.skip(f"there is no {folder}")
+def test_real_flickr8k(real_data: Path, tmp_path: Path) -> None:
+    folder = real_data / "flickr8k"
     captions: dict[str, list[str]] = {}
     for line in (folder / "Flickr8k.token.txt").read_text(encoding="utf-8").splitlines():
         name, caption = line.split("\t", 1)

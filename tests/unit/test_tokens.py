@@ -10,8 +10,6 @@ import pytest
 
 from cutline.evaluation.tokens import tokenize
 
-DATA = Path(os.environ.get("CUTLINE_DATA", Path(__file__).parents[2] / "../shared/data"))
-
 
 @pytest.mark.parametrize(
     ("text", "words"),
@@ -74,12 +72,11 @@ def test_words_once_split_stay_as_they_are() -> None:
 
 
 @pytest.mark.data
-def test_agrees_with_the_java_tokenizer_on_real_captions() -> None:
+def test_agrees_with_the_java_tokenizer_on_real_captions(real_data: Path) -> None:
     if shutil.which("java") is None:
         pytest.skip("there is no java")
-    flickr, coco = DATA / "flickr8k/Flickr8k.token.txt", DATA / "coco/annotations/captions_val2017.json"
-    if not flickr.exists() or not coco.exists():
-        pytest.skip(f"there is no Flickr8k or COCO in {DATA}")
+    flickr = real_data / "flickr8k/Flickr8k.token.txt"
+    coco = real_data / "coco/annotations/captions_val2017.json"
     from pycocoevalcap.tokenizer import ptbtokenizer
 
     if not os.access(Path(ptbtokenizer.__file__).parent, os.W_OK):
