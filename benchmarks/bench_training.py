@@ -1,9 +1,11 @@
-"""A training step of the decoders against the per-word loop of tutorials; and what saves memory, and what it costs."""
+"""A training step of the decoders against the per-word loop of tutorials; what keeping memory gives to one of encoders;
+and what checkpointing saves and costs."""
 
 from __future__ import annotations
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -16,8 +18,10 @@ from torch.nn import functional as F
 
 from benchmarks.common import Row, paired
 from benchmarks.plain import PlainRecurrent
-from cutline.config import DecoderConfig
+from cutline.config import DecoderConfig, EncoderConfig, PicturesConfig
+from cutline.engine.runtime import keep_memory
 from cutline.models.decoder import Decoder, build_decoder
+from cutline.models.encoders import build_encoder
 
 BATCH, REGIONS, CHANNELS, HIDDEN, WORDS, TOKENS = 64, 49, 2048, 512, 9_000, 20
 TARGETS = {("bahdanau", "fp32"): 2.5, ("bahdanau", "bf16"): 3.5, ("luong", "fp32"): 6.0, ("luong", "bf16"): 13.0}
@@ -37,6 +41,7 @@ def rows() -> Iterator[Row]:
                 TARGETS[attention, precision],
                 f"{ours * 1e3:.0f} ms, {theirs * 1e3:.0f} ms",
             )
+    yield from keeping_rows()
     print()
     print_memory()
     print()
@@ -92,19 +97,56 @@ def check_gradients(decoder: Decoder, batch: tuple[Tensor, Tensor, Tensor]) -> N
         assert error < 1e-4, f"the gradient of {name} is off by {error:.1e}"
 
 
+def keeping_rows() -> Iterator[Row]:
+    """Steps of encoders that learn, which fill and free large pieces of memory; each process does it one way."""
+    for name, size, batch in (("cnn:width=48", 64, 128), ("mobilenetv2_100", 224, 32)):
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for turn in range(6):
+            found = apart(f"encoder_step({name!r}, {size}, {batch}, {turn % 2 == 0})")
+            seconds[turn % 2 == 0].append(found["seconds"])
+        kept, handed_back = (statistics.median(seconds[keep]) for keep in (True, False))
+        yield Row(
+            f"training step, {name}, {batch} pictures of {size} x {size}, bf16",
+            "memory handed back to the system",
+            handed_back / kept,
+            1.0,
+            f"{kept * 1e3:.0f} ms, {handed_back * 1e3:.0f} ms",
+        )
+
+
+def encoder_step(name: str, size: int, batch: int, keep: bool) -> None:
+    if keep:
+        keep_memory()
+    encoder = build_encoder(EncoderConfig(name=name, weights="none"), PicturesConfig(size=size)).train()
+    pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
+    optimizer = torch.optim.AdamW(encoder.parameters(), foreach=True)
+    times = []
+    for _ in range(10):
+        start = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = encoder(pictures).pooled.float().square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        times.append(time.perf_counter() - start)
+    print(json.dumps({"seconds": statistics.median(times[2:])}))
+
+
+def apart(call: str) -> dict[str, float]:
+    """What a function of this file prints, in a process of its own."""
+    code = f"from benchmarks import bench_training; bench_training.{call}"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
 def print_memory() -> None:
     """Peak memory and speed with and without checkpointing and mixed precision, each in a process of its own."""
     print("| decoder | precision | checkpointing | peak memory | time of a step |\n|---|---|---|---|---|")
     for name in ("Bahdanau", "Transformer, 4 layers"):
         for precision in ("fp32", "bf16"):
             for checkpointing in (False, True):
-                code = (
-                    f"from benchmarks.bench_training import measure; measure({name!r}, {precision!r}, {checkpointing})"
-                )
-                done = subprocess.run(
-                    [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, check=True
-                )
-                found = json.loads(done.stdout)
+                found = apart(f"measure({name!r}, {precision!r}, {checkpointing})")
                 figures = f"{found['megabytes']:.0f} MB | {found['seconds'] * 1e3:.0f} ms"
                 print(f"| {name} | {precision} | {'on' if checkpointing else 'off'} | {figures} |", flush=True)
 

@@ -198,8 +198,8 @@ class TrainingConfig:
     """Steps with a loss or gradient that is no number, beyond one in ten, before the run goes back and slows down."""
     unreadable: float = 0.05
     """Largest share of an epoch's pictures that may turn out unreadable before the run ends."""
-    workers: int = 0
-    """Processes that read pictures (0: the training process itself)."""
+    workers: int = -1
+    """Processes that read pictures (0: the training process itself; -1: as many as pay)."""
     features: bool = True
     """Learn from stored features when the encoder is frozen, rather than run it each time."""
 
@@ -315,7 +315,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("data.limit", "pictures.size", "decoder.embed", "encoder.rate", "threads"), (0, math.inf)),
     **dict.fromkeys(("training.rate", "training.weight_decay", "training.warmup", "training.clip"), (0, math.inf)),
     **dict.fromkeys(("training.patience", "training.save_steps", "training.validate_limit"), (0, math.inf)),
-    **dict.fromkeys(("training.workers", "training.attention_weight", "training.keep"), (0, math.inf)),
+    **dict.fromkeys(("training.attention_weight", "training.keep"), (0, math.inf)),
+    "training.workers": (-1, math.inf),
     **dict.fromkeys(("data.scenes", "words.min_count", "words.max_size", "words.max_length"), (1, math.inf)),
     **dict.fromkeys(("decoder.hidden", "decoder.layers", "decoder.heads", "training.epochs"), (1, math.inf)),
     **dict.fromkeys(("training.batch", "training.captions", "training.accumulate"), (1, math.inf)),

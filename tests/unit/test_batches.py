@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from cutline.config import PicturesConfig, WordsConfig
 from cutline.data.corpus import Sample
 from cutline.data.images import Transform
 from cutline.data.words import Words
+from cutline.engine import sources
 from cutline.engine.batches import Batch, Batches, Captions, pad
 from cutline.engine.sources import PictureSource
 
@@ -89,6 +91,32 @@ def test_an_epoch_can_begin_anywhere(samples: list[Sample], words: Words, worker
     assert all(map(equal, whole[1:], part))
     other = list(data.iterate(epoch=4, start=0, workers=0))
     assert not equal(whole[0], other[0])
+
+
+def test_what_one_process_has_decoded_all_have(samples: list[Sample], words: Words) -> None:
+    data = batches(samples, words, PicturesConfig(augment_colour=0.3))
+    before = list(data.iterate(epoch=0, start=0, workers=1))
+    for sample in samples:
+        sample.image.unlink()
+    again = list(data.iterate(epoch=0, start=0, workers=0))
+    assert all(map(equal, before, again))
+    assert not any(batch.unreadable for batch in again)
+
+
+def test_readers_that_are_not_forked_make_the_same(samples: list[Sample], words: Words) -> None:
+    data = batches(samples, words, PicturesConfig(augment_crop=0.5))
+    data.on_death = lambda why: None  # as the loop sets one, and nothing that can be sent to another process
+    sent = pickle.loads(pickle.dumps(data))
+    assert all(equal(sent[position], data[position]) for position in range(len(data)))
+
+
+def test_batches_are_made_ahead_where_they_take_time(
+    samples: list[Sample], words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not batches(samples, words, PLAIN).take_time  # decoded once, and then in memory
+    assert batches(samples, words, PicturesConfig(augment_flip=True)).take_time
+    monkeypatch.setattr(sources, "CACHE_BYTES", 0)
+    assert batches(samples, words, PLAIN).take_time
 
 
 def test_a_mirrored_picture_says_the_other_side(samples: list[Sample], words: Words) -> None:

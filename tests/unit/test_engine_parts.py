@@ -1,6 +1,9 @@
 """Schedules, averages, events, devices: the small parts that the loop stands on."""
 
 import json
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -8,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from cutline import cpus
 from cutline.config import TrainingConfig
-from cutline.engine import events
+from cutline.engine import events, runtime
 from cutline.engine.average import Average
-from cutline.engine.runtime import Precision, choose_device, reseed
+from cutline.engine.runtime import Precision, choose_device, readers, reseed
 from cutline.engine.schedule import rate_factor
 from cutline.errors import ConfigError
 
@@ -154,3 +158,46 @@ def test_every_precision_learns_on_the_cpu(name: str) -> None:
         precision.scaler.update()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 20
+
+
+@pytest.mark.parametrize(
+    ("cores", "here", "device", "count"),
+    [(1, 1, "cpu", 0), (2, 1, "cpu", 1), (2, 2, "cpu", 0), (64, 1, "cpu", 1), (64, 4, "cuda", 8), (4, 1, "cuda", 3)],
+)
+def test_readers_take_what_those_who_learn_leave(
+    cores: int, here: int, device: str, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpus, "count", lambda: cores)
+    monkeypatch.setattr(runtime, "FORKS", True)
+    assert readers(torch.device(device), here) == count
+    monkeypatch.setattr(runtime, "FORKS", False)
+    assert readers(torch.device(device), here) == 0
+
+
+FAULTS = """
+import resource, sys
+import torch
+from cutline.engine.runtime import keep_memory
+
+if sys.argv[1] == "keep":
+    keep_memory()
+
+def step():
+    torch.empty(2**24).fill_(1)  # 64 MB, as large as activations are
+
+for _ in range(20):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have other ways")
+def test_memory_that_a_step_frees_is_there_for_the_next() -> None:
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    assert faults("keep") < 100 < 10_000 < faults("hand back")

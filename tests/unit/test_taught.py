@@ -114,6 +114,14 @@ def test_the_name_and_the_size_come_from_the_run(teacher: Path, tmp_path: Path) 
     assert resolved(weights=str(teacher), encoder="small").encoder.name == "small"
 
 
+def test_the_size_is_that_of_the_stage_with_the_best_weights(teacher: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(teacher, tmp_path / "staged")
+    stages = ({"pictures": {"size": 40}}, {"pictures": {"size": 56}})  # its checkpoints are of the first
+    staged = configuration.from_dict({"stages": stages}, configuration.load(teacher / "config.toml"))
+    (copy / "config.toml").write_text(configuration.to_toml(staged))
+    assert resolved(weights=str(copy)).pictures.size == 40
+
+
 def test_another_encoder_is_refused_by_name(classes: Config, teacher: Path) -> None:
     with pytest.raises(ModelError, match="has taught is 'cnn:width=16,stages=2', not 'small'") as refused:
         run.prepare(pupil(classes, teacher, name="small"), quiet=True)

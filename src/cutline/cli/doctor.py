@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cutline import __version__
+from cutline import __version__, cpus
 from cutline.cli.arguments import parse
 
 EXTRAS = {
@@ -61,7 +61,7 @@ def examine() -> dict[str, Any]:
         "cutline": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": f"{platform.system()} {platform.release()}, {platform.machine()}",
-        "processor": f"{processor()}; {len(os.sched_getaffinity(0))} cores for us",
+        "processor": f"{processor()}; {cpus.count()} cores for us",
         "number formats": ", ".join(number_formats()) or "plain",
         "memory": f"{memory / 1e9:.1f} GB" + (f", limited to {limit / 1e9:.1f} GB" if limit else ""),
         "disk here": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free",

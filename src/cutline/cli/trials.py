@@ -157,13 +157,14 @@ def _printing_aside(quiet: bool) -> Iterator[None]:
 
 def _search(trial: Trial, quiet: bool) -> dict[str, float]:
     """The validation scores of another's best weights, with the search of this one."""
-    from cutline.engine import run, weights
+    from cutline.engine import folder, run, weights
+    from cutline.engine.checkpoint import Checkpoints
     from cutline.engine.known import Known
 
     config, path = trial.config, trial.learner.learned
     assert path
-    start, last = weights.named(run.load_model(path)[0]), max(len(config.stages) - 1, 0)
-    prepared = run.prepare(config, known=Known.load(path, config.task), stage=last, start=start, quiet=True)
+    start, best = weights.named(run.load_model(path)[0]), Checkpoints(path, folder.identity(path)).best().stage
+    prepared = run.prepare(config, known=Known.load(path, config.task), stage=best, start=start, quiet=True)
     batch = prepared.task.config.training.batch
     validation = prepared.task.validate(batch, prepared.device.torch, lambda count: None)
     assert validation

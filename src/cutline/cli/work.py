@@ -26,6 +26,7 @@ from cutline.engine.known import Known
 from cutline.engine.loop import Loop, Stopped
 from cutline.engine.ranks import Ranks, joined
 from cutline.engine.resume import resume
+from cutline.engine.runtime import keep_memory
 from cutline.engine.trainer import Progress, Trainer
 from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched
 from cutline.errors import CutlineError
@@ -33,6 +34,7 @@ from cutline.errors import CutlineError
 
 def work(given: Any, config: Config) -> int:
     """Train to the end as one of the run's processes; the first exports and judges what came out."""
+    keep_memory()
     first = os.environ["RANK"] == "0"
     watched = Watched(int(os.environ["RANK"]))
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import statistics
 from collections import Counter
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cutline import cpus
 from cutline.console import progress
 from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
 from cutline.data.draft import NothingUsableError
@@ -178,7 +178,7 @@ def _undecodable(samples: Sequence[Sample], quiet: bool) -> list[Problem]:
     # Threads are enough: decoders let go of the interpreter's lock.
     found = []
     with (
-        ThreadPoolExecutor(os.cpu_count()) as pool,
+        ThreadPoolExecutor(cpus.count()) as pool,
         progress("opening pictures", len(samples), "pictures", quiet=quiet) as advance,
     ):
         for problem in pool.map(_decode, (sample.image for sample in samples)):

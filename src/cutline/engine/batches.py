@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from cutline.data import mirror, order
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
 from cutline.engine.augment import augments, mix
+from cutline.engine.runtime import FORKS
 from cutline.engine.sources import Inputs, Source, load_readable, move
 from cutline.evaluation.classes import UNKNOWN
 
@@ -145,13 +147,22 @@ class Batches(Dataset[Batch]):
         self.augment = augments(pictures)
         self.mixes = labels is not None and (pictures.augment_mixup > 0 or pictures.augment_cutmix > 0)
         self.batch, self.count = batch, len(names)
-        self.on_death: Callable[[str], None] = lambda why: None
+        self.on_death: Callable[[str], None] = _say_nothing
         """Told when a process that reads pictures has died."""
         self._begin(0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For readers that are not forked: what is to be told is told by the process that learns."""
+        return {**self.__dict__, "on_death": _say_nothing}
 
     def _begin(self, epoch: int) -> None:
         self.epoch = epoch
         self.shown = self.labels.shown(self.seed, epoch) if self.labels else None
+
+    @property
+    def take_time(self) -> bool:
+        """Whether it pays to have batches made ahead, by other processes."""
+        return self.augment or not self.source.ready
 
     def __len__(self) -> int:
         return order.batch_count(self.count, self.batch)
@@ -210,6 +221,7 @@ class Batches(Dataset[Batch]):
             loader = DataLoader(
                 self, batch_size=None, sampler=positions, num_workers=workers, prefetch_factor=4,
                 worker_init_fn=_leave_signals_to_the_loop,
+                multiprocessing_context="fork" if FORKS else None,
             )  # fmt: skip
             try:
                 ahead = iter(loader)
@@ -223,6 +235,10 @@ class Batches(Dataset[Batch]):
                 deaths += 1
                 self.on_death(f"a process that reads pictures has died ({str(error).splitlines()[0]})")
         yield from (self[each] for each in range(position, len(self)))
+
+
+def _say_nothing(why: str) -> None:
+    pass
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:

@@ -56,6 +56,11 @@ class Checkpoint:
         return state
 
     @property
+    def stage(self) -> int:
+        """The stage, from 0, in which its weights were learned."""
+        return int(self.state["progress"]["stage"])
+
+    @property
     def bytes(self) -> int:
         return sum(int(facts["bytes"]) for facts in self.files.values())
 
@@ -129,6 +134,14 @@ class Checkpoints:
             expected="a folder step-N whose files match its manifest" if refused else "at least one folder step-N",
             fix="cutline runs verify shows every file; a copy of an older checkpoint can be put there",
         )
+
+    def of_step(self, step: int) -> Checkpoint | None:
+        return next((each for each in self.verified() if each.step == step), None)
+
+    def best(self) -> Checkpoint:
+        """The one of the best weights; where that is not there, the latest."""
+        newest = self.latest()
+        return self.of_step(newest.state["progress"]["best_step"]) or newest
 
     def retain(self, newest: Checkpoint, keep: int, every: int, best: int) -> list[Path]:
         """Remove all but the `keep` newest, the best and the first of each `every` steps; the newest must verify."""

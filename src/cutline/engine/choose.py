@@ -88,6 +88,7 @@ class Encoded:
     samples: list[Sample]
     grid: torch.Tensor
     pooled: torch.Tensor
+    ready: bool = True
 
     @classmethod
     @torch.inference_mode()

@@ -111,6 +111,8 @@ class _Tried:
 class _Trial:
     """Stands in for stored features: makes those of a few pictures, and knows what all would take."""
 
+    ready = True
+
     def __init__(self) -> None:
         self.seconds, self.bytes = 0.0, 0
 

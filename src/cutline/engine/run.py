@@ -334,15 +334,14 @@ def load_model(run: Path, *, step: int | None = None) -> tuple[Model, Known, Con
     config = folder.settings(run)
     known = Known.load(run, config.task)
     checkpoints = Checkpoints(run, folder.identity(run))
-    newest = checkpoints.latest()
-    wanted = newest.state["progress"]["best_step"] if step is None else step
-    chosen = next((each for each in checkpoints.verified() if each.step == wanted), None)
-    if chosen is None and step is not None:
-        raise ModelError(f"{run} has no valid checkpoint of step {wanted}", fix=f"use step {newest.step}")
-    if chosen is None and wanted >= 0:
-        say(f"{run}: the best weights, of step {wanted}, are not there; those of step {newest.step} are taken")
-    chosen = chosen or newest
-    stage = chosen.state["progress"]["stage"]
+    chosen = checkpoints.best() if step is None else checkpoints.of_step(step)
+    if chosen is None:
+        latest = checkpoints.latest().step
+        raise ModelError(f"{run} has no valid checkpoint of step {step}", fix=f"use step {latest}")
+    wanted = chosen.state["progress"]["best_step"]
+    if step is None and chosen.step != wanted >= 0:
+        say(f"{run}: the best weights, of step {wanted}, are not there; those of step {chosen.step} are taken")
+    stage = chosen.stage
     bare = replace(config, encoder=replace(config.encoder, weights="none"))  # they come from the run folder
     model = build(replace(bare, pictures=config.stage(stage).pictures), known)
     kept = kept_encoder(run, stage)

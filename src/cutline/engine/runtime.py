@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
+from cutline import cpus
 from cutline.errors import ConfigError
 
 
@@ -38,6 +41,37 @@ def choose_device(name: str, local: int = 0) -> Device:
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", local % gpus)
     return Device(device, "as asked")
+
+
+FORKS = sys.platform == "linux"
+"""Whether another process can begin as a copy of this one: macOS has it, and its own libraries do not bear it."""
+
+
+def readers(device: torch.device, here: int) -> int:
+    """Processes that make batches ahead for each of the `here` that learn on this machine.
+
+    A GPU is fed by several; where processors learn, making batches takes little beside that, and one is enough. Only
+    forked ones share what they decode; where there are none it is left to whoever asks for them.
+    """
+    if not FORKS:
+        return 0
+    return max(0, min(cpus.count() // here - 1, 8 if device.type == "cuda" else 1))
+
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Of glibc's mallopt."""
+
+
+def keep_memory() -> None:
+    """Let glibc keep memory that is freed, for the next step, which wants as much again.
+
+    Otherwise it hands large pieces back to the system, which clears each page of them when it is asked for again: a
+    third of what a step of a small network took. Elsewhere than with glibc this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class Precision:

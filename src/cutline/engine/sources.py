@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
@@ -30,6 +32,10 @@ def move(inputs: Inputs, device: torch.device) -> Inputs:
 
 class Source(Protocol):
     """Where a batch's pictures come from; `draw` says which random changes to make to each, None for none."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether loading is a matter of copying, and nobody needs to do it ahead."""
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs: ...
 
@@ -63,8 +69,9 @@ class PictureSource:
         size = transform.size
         self.cache: np.ndarray | None = None
         if len(samples) * size * size * 3 <= CACHE_BYTES:
-            self.cache = np.zeros((len(samples), size, size, 3), np.uint8)
-        self.cached = np.zeros(len(samples), bool)
+            self.cache = _shared(len(samples), size, size, 3)
+        self.cached = _shared(len(samples))
+        self.ready = self.cache is not None
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:
         pictures = torch.from_numpy(self._decoded(indices)).permute(0, 3, 1, 2)
@@ -76,13 +83,13 @@ class PictureSource:
     def _decoded(self, indices: np.ndarray) -> np.ndarray:
         if self.cache is None:
             return np.stack(self._decode(indices))
-        places = np.flatnonzero(~self.cached[indices])
+        places = np.flatnonzero(self.cached[indices] == 0)
         if len(places):
             try:
                 self.cache[indices[places]] = self._decode(indices[places])
             except UnreadableError as error:  # its positions are those among the missing
                 raise UnreadableError({int(places[at]): why for at, why in error.reasons.items()}) from None
-            self.cached[indices[places]] = True
+            self.cached[indices[places]] = 1
         chosen: np.ndarray = self.cache[indices]
         return chosen
 
@@ -101,8 +108,16 @@ class PictureSource:
             return str(error).splitlines()[0]
 
 
+def _shared(*shape: int) -> np.ndarray:
+    """Bytes of nought that this process shares with those that it forks: what one of them has decoded, all have."""
+    count = math.prod(shape)
+    return np.frombuffer(mmap.mmap(-1, max(count, 1)), np.uint8, count).reshape(shape)
+
+
 class FeatureSource:
     """Reads stored features; they were made once, so there is nothing to change at random."""
+
+    ready = True
 
     def __init__(self, store: FeatureStore, samples: Sequence[Sample], *, grid: bool = True) -> None:
         """Without `grid`, that one has no regions: it is by far the larger part, and classes do not need it."""

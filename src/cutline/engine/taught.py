@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cutline.config import Config, EncoderConfig
 from cutline.engine import folder
+from cutline.engine.checkpoint import Checkpoints
 from cutline.errors import ConfigError
 
 
@@ -37,9 +38,10 @@ def named(config: Config, base: Config, *, keep: bool) -> Config:
     if run is None:
         return config
     teacher = folder.settings(run)
+    best = Checkpoints(run, folder.identity(run)).best().stage
     name = config.encoder.name if keep or config.encoder.name != base.encoder.name else teacher.encoder.name
     return replace(
         config,
         encoder=replace(config.encoder, name=name),
-        pictures=replace(config.pictures, size=config.pictures.size or teacher.pictures.size),
+        pictures=replace(config.pictures, size=config.pictures.size or teacher.stage(best).pictures.size),
     )

@@ -19,7 +19,7 @@ from cutline.engine.average import Average
 from cutline.engine.batches import Batch, Batches
 from cutline.engine.checkpoint import Checkpoint, Checkpoints
 from cutline.engine.ranks import ALONE, Ranks
-from cutline.engine.runtime import Precision, out_of_memory, reseed
+from cutline.engine.runtime import Precision, out_of_memory, readers, reseed
 from cutline.engine.saver import Moment
 from cutline.engine.schedule import rate_factor, share
 from cutline.engine.task import Task, Validated
@@ -103,6 +103,9 @@ class Trainer:
         self.precision = Precision(config.precision, device)
         self.average = Average(weights.learned(task.model), config.ema) if config.ema else None
         self.statistics = weights.statistics(task.model)
+        self.workers = config.workers
+        if config.workers < 0:
+            self.workers = readers(device, ranks.here) if batches.take_time else 0
         self.at = Progress()
         self.meter = Meter()
         self.unnoted = 0.0
@@ -228,7 +231,7 @@ class Trainer:
 
     def groups(self) -> Iterator[list[Batch]]:
         """What is left of the epoch, in groups of batches that make a step."""
-        batches = self.batches.iterate(self.at.epoch, self.at.batch, self.config.workers)
+        batches = self.batches.iterate(self.at.epoch, self.at.batch, self.workers)
         while True:
             started = time.monotonic()
             group = list(islice(batches, self.config.accumulate))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cutline import cpus
 from cutline.config import Config
 from cutline.console import progress, say
 from cutline.data.corpus import Sample
@@ -66,7 +66,7 @@ def build(
         if not replace_old and (there := _already(out, key, samples, skip_bad)):
             say(f"{out} holds these features already", quiet=quiet)
             return there
-        threads = threads or _cpus()
+        threads = threads or cpus.count()
         draft, run = _draft(folder, key, samples, encoder, backend, batch, threads, quiet=quiet)
         claim(folder)
         bad = _fill(draft, run, samples, encoder.transform, quiet=quiet)
@@ -121,11 +121,6 @@ def key_of(encoder: Encoder) -> StoreKey:
     from cutline.models.encoders import weights_hash
 
     return StoreKey(encoder.name, weights_hash(encoder), encoder.transform.to_dict())
-
-
-def _cpus() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _already(out: Path, key: StoreKey, samples: Sequence[Sample], skip_bad: bool) -> FeatureStore | None:
