@@ -119,7 +119,7 @@ def encoder_step(name: str, size: int, batch: int, keep: bool) -> None:
         keep_memory()
     encoder = build_encoder(EncoderConfig(name=name, weights="none"), PicturesConfig(size=size)).train()
     pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)
-    optimizer = torch.optim.AdamW(encoder.parameters(), foreach=True)
+    optimizer = torch.optim.AdamW(encoder.parameters(), fused=True)
     times = []
     for _ in range(10):
         start = time.perf_counter()

@@ -183,7 +183,7 @@ def scratch() -> Config:
         ),
         encoder=EncoderConfig(name="cnn:width=48"),
         training=TrainingConfig(
-            epochs=50, batch=64, rate=2e-3, weight_decay=0.05, warmup=300, precision="bf16", ema=0.998,
+            epochs=65, batch=128, rate=3e-3, weight_decay=0.05, warmup=100, precision="bf16", ema=0.998,
             validate_limit=0, validate_every=5,
         ),
     )  # fmt: skip

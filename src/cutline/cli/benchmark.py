@@ -139,7 +139,6 @@ def _planned(given: Any) -> tuple[Grid, list[Baseline]]:
         return found
 
     scratch = recipe("scratch", given.size)
-    scratch = replace(scratch, training=replace(scratch.training, warmup=min(scratch.training.warmup, 100)))
     weighted, ways = {}, {"fine-tuned": "transfer", "as it is": "probe"}
     if given.weights:
         own = {"encoder": given.encoder, "weights": given.weights}

@@ -107,3 +107,7 @@ def unpack_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor], 
         index, name = key.split(".", 1)
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:  # laid out in memory as its parameter is: a fused step goes by place
+                values[name] = torch.empty_like(parameter).copy_(value)

@@ -98,7 +98,7 @@ class Trainer:
         self.seed, self.device, self.ranks, self.facts = seed, device, ranks, facts or {}
         groups = weights.parameter_groups(task.model, task.config)
         self.rates = [float(group["lr"]) for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), foreach=True)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         self.parameters = [p for group in groups for p in group["params"]]
         self.precision = Precision(config.precision, device)
         self.average = Average(weights.learned(task.model), config.ema) if config.ema else None
