@@ -140,3 +140,27 @@ def test_an_optimizer_survives_the_trip(tmp_path: Path, steps: int) -> None:
     learn(layer, optimizer)
     learn(other, second)
     assert torch.equal(layer.weight, other.weight)
+
+
+def test_a_fused_step_is_the_plain_one_wherever_weights_lie_in_memory() -> None:
+    """It goes through memory place by place, so what it notes of a parameter must lie as the parameter does."""
+
+    def trained(**how: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 3), torch.nn.ReLU(), torch.nn.Conv2d(5, 4, 3))
+        model.to(memory_format=torch.channels_last)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, **how)
+        for step in range(6):
+            pictures = torch.randn(2, 3, 8, 8)
+            optimizer.zero_grad()
+            model(pictures).square().mean().backward()
+            optimizer.step()
+            if step == 2:
+                saved = load(Snapshot().take({"optimizer": pack_optimizer(optimizer)})["optimizer.safetensors"])
+                groups = optimizer.state_dict()["param_groups"]
+                optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, **how)
+                unpack_optimizer(optimizer, saved, groups)
+        return {name: value.detach() for name, value in model.named_parameters()}
+
+    plain, fused = trained(foreach=False), trained(fused=True)
+    assert all(torch.allclose(plain[name], fused[name], atol=1e-6) for name in plain)
