@@ -9,7 +9,7 @@ import cutline
 
 PACKAGE = Path(cutline.__file__).parent
 LAYERS = [
-    {"config", "errors", "console", "durable", "undo", "starter", ""},
+    {"config", "cpus", "errors", "console", "durable", "undo", "starter", ""},
     {"data"},
     {"search"},
     {"evaluation"},
@@ -21,7 +21,7 @@ LAYERS = [
     {"cli", "report", "__main__"},
 ]
 TORCH_FREE = [
-    *("config.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
+    *("config.py", "cpus.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
     *("bundle.py", "classify.py", "predict.py", "writers.py", "sorting.py", "undo.py", "starter.py"),
     *(
         f"cli/{verb}.py"
