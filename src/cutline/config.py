@@ -161,8 +161,6 @@ class TrainingConfig:
     """Factor of a drop of the rate (schedules "step" and "plateau")."""
     label_smoothing: float = 0.1
     """Share of the wanted word's or class's probability that is spread over all."""
-    consistency: float = 0.0
-    """Weight of how far two passes over a caption, with other dropout, are apart in what they expect (0: one pass)."""
     attention_weight: float = 0.0
     """Weight of the penalty that makes a caption look at every region about equally often over its length."""
     scheduled_sampling: float = 0.0
@@ -317,7 +315,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("data.limit", "pictures.size", "decoder.embed", "encoder.rate", "threads"), (0, math.inf)),
     **dict.fromkeys(("training.rate", "training.weight_decay", "training.warmup", "training.clip"), (0, math.inf)),
     **dict.fromkeys(("training.patience", "training.save_steps", "training.validate_limit"), (0, math.inf)),
-    **dict.fromkeys(("training.attention_weight", "training.consistency", "training.keep"), (0, math.inf)),
+    **dict.fromkeys(("training.attention_weight", "training.keep"), (0, math.inf)),
     "training.workers": (-1, math.inf),
     **dict.fromkeys(("data.scenes", "words.min_count", "words.max_size", "words.max_length"), (1, math.inf)),
     **dict.fromkeys(("decoder.hidden", "decoder.layers", "decoder.heads", "training.epochs"), (1, math.inf)),

@@ -55,15 +55,6 @@ def test_the_loss_is_the_summed_cross_entropy_of_the_scores():
     torch.testing.assert_close(attention, looks)
 
 
-def test_without_dropout_two_passes_are_one():
-    captioner = captioner_of().eval()
-    pixels, captions = batch()
-    once, looks = captioner.cross_entropy((pixels,), captions, smoothing=0.1)
-    twice, twin_looks = captioner.cross_entropy((pixels,), captions, smoothing=0.1, consistency=3.0)
-    torch.testing.assert_close(twice, once)
-    torch.testing.assert_close(twin_looks, looks)
-
-
 @pytest.mark.parametrize("sampling", [0.0, 1.0])
 def test_scheduled_sampling_feeds_the_models_own_guesses(sampling):
     captioner = captioner_of().eval()

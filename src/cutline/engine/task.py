@@ -157,9 +157,8 @@ class CaptioningTask:
         if self.critic:
             return self._reinforce(self.critic, batch, amount)
         nats, attention = self.model.cross_entropy(
-            batch.inputs, batch.tokens, smoothing=training.label_smoothing, sampling=sampling,
-            consistency=training.consistency,
-        )  # fmt: skip
+            batch.inputs, batch.tokens, smoothing=training.label_smoothing, sampling=sampling
+        )
         loss = nats / amount
         if training.attention_weight and attention.shape[-1]:
             penalty = coverage_penalty(attention, batch.tokens[..., 1:] != PAD)

@@ -54,24 +54,16 @@ class Captioner(nn.Module):
         *,
         smoothing: float = 0.0,
         sampling: float = 0.0,
-        consistency: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed cross entropy in nats of captions (B,N,T+1), begin token to end token, and attention (B,N,T,R).
 
-        The same as from `forward`, but the scores of all words are never held at once, and padding costs nothing. With
-        `consistency` the decoder goes over them twice, each time with other dropout, and how far the two are apart is
-        added so many times (R-Drop, Liang et al. 2021).
+        The same as from `forward`, but the scores of all words are never held at once, and padding costs nothing.
         """
         features = self.features(inputs)
         tokens = self._given(features, captions[..., :-1], sampling, generator)
-        vocabulary, targets = self.decoder.vocabulary, captions[..., 1:]
-        if not consistency:
-            outputs, attention = self.decoder.outputs(features.grid, features.pooled, tokens)
-            return vocabulary.cross_entropy(outputs, targets, smoothing), attention
-        outputs, attention = self.decoder.outputs(features.grid, features.pooled, torch.cat([tokens, tokens], 1))
-        twins = torch.stack(outputs.chunk(2, 1))
-        return vocabulary.twin_cross_entropy(twins, targets, smoothing, consistency), attention.chunk(2, 1)[0]
+        outputs, attention = self.decoder.outputs(features.grid, features.pooled, tokens)
+        return self.decoder.vocabulary.cross_entropy(outputs, captions[..., 1:], smoothing), attention
 
     def reinforce(
         self,

@@ -51,19 +51,7 @@ class Vocabulary(nn.Module):
         there = targets != PAD
         rows = self.narrow(outputs[there])
         chosen = None if weights is None else weights[there]
-        loss: Tensor = _CrossEntropy.apply(rows, self.weight, self.bias, targets[there], smoothing, chosen, 0.0)
-        return loss
-
-    def twin_cross_entropy(self, outputs: Tensor, targets: Tensor, smoothing: float, consistency: float) -> Tensor:
-        """The mean of two, of outputs (2,…,H) against the same targets (…), and how far apart the two are beside it.
-
-        That is the mean of the Kullback-Leibler divergences of either from the other, `consistency` times.
-        """
-        there = targets != PAD
-        rows = self.narrow(outputs[:, there]).transpose(0, 1).flatten(0, 1)  # the two of a word side by side
-        wanted = targets[there].repeat_interleave(2)
-        halves = torch.full(wanted.shape, 0.5, device=wanted.device)
-        loss: Tensor = _CrossEntropy.apply(rows, self.weight, self.bias, wanted, smoothing, halves, consistency)
+        loss: Tensor = _CrossEntropy.apply(rows, self.weight, self.bias, targets[there], smoothing, chosen)
         return loss
 
     def load_vectors(self, matrix: np.ndarray[Any, Any], known: np.ndarray[Any, Any]) -> None:
@@ -92,7 +80,6 @@ class _CrossEntropy(torch.autograd.Function):
         targets: Tensor,
         smoothing: float,
         counts: Tensor | None,
-        consistency: float,
     ) -> Tensor:
         learning = any(ctx.needs_input_grad)
         device, exact = outputs.device.type, torch.promote_types(weight.dtype, torch.float32)
@@ -114,16 +101,11 @@ class _CrossEntropy(torch.autograd.Function):
             if smoothing:  # the mean of all words' log-probabilities, by way of the right one's
                 mean = scores.detach().mean(-1, True, dtype=exact) - scores.detach().gather(1, wanted) + right
                 total -= smoothing * ((mean - right).sum() if share is None else ((mean - right) * share).sum())
-            if consistency:
-                apart, d_apart = _apart(chances)
-                total += consistency * apart
             if learning:
                 d_scores = chances.sub_(smoothing / len(weight)) if smoothing else chances
                 d_scores.scatter_add_(1, wanted, torch.full_like(wanted, smoothing - 1, dtype=exact))
                 if share is not None:
                     d_scores *= share
-                if consistency:
-                    d_scores.add_(d_apart, alpha=consistency)
                 d_rows, *d_both = torch.autograd.grad(scores, (rows, weight, bias), d_scores.to(dtype))
                 d_outputs.append(d_rows.to(outputs.dtype))
                 if d_head:
@@ -140,14 +122,4 @@ class _CrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         # In place: these are large, and nobody else's.
         d_outputs, d_weight, d_bias = (grad.mul_(scale) for grad in ctx.saved_tensors)
-        return d_outputs, d_weight, d_bias, None, None, None, None
-
-
-def _apart(chances: Tensor) -> tuple[Tensor, Tensor]:
-    """How far apart rows 0 and 1, 2 and 3, … are, summed, and the gradient by the scores they are the softmax of."""
-    pairs = chances.view(-1, 2, chances.shape[1])
-    logs = pairs.clamp(min=torch.finfo(chances.dtype).tiny).log()
-    gaps = logs - logs.flip(1)
-    divergences = (pairs * gaps).sum(-1, keepdim=True)
-    gradient = pairs * (gaps - divergences) + pairs - pairs.flip(1)
-    return divergences.sum() / 2, gradient.flatten(0, 1) / 2
+        return d_outputs, d_weight, d_bias, None, None, None
