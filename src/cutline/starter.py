@@ -8,7 +8,7 @@ from pathlib import Path
 from cutline.errors import ModelError
 
 FILE = Path(__file__).with_name("starter.cutline")
-SHA256 = "10df14ed79962870565ef6c1f0e2e33ca616dce6a2915cff2894e0e3a859b947"
+SHA256 = "58bbcb83034fad9785cd6c7246999d7c6771b03dc944a86405e3f0684d5e0454"
 
 
 def starter() -> Path:
