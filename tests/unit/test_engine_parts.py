@@ -169,7 +169,11 @@ def test_readers_take_what_those_who_learn_leave(
 ) -> None:
     monkeypatch.setattr(cpus, "count", lambda: cores)
     monkeypatch.setattr(runtime, "FORKS", True)
+    monkeypatch.setattr(runtime, "ROOM", 0)
     assert readers(torch.device(device), here) == count
+    monkeypatch.setattr(runtime, "ROOM", 2**60)  # as in a container
+    assert readers(torch.device(device), here) == 0
+    monkeypatch.setattr(runtime, "ROOM", 0)
     monkeypatch.setattr(runtime, "FORKS", False)
     assert readers(torch.device(device), here) == 0
 

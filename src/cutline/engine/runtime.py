@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import shutil
 import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -46,14 +48,17 @@ def choose_device(name: str, local: int = 0) -> Device:
 FORKS = sys.platform == "linux"
 """Whether another process can begin as a copy of this one: macOS has it, and its own libraries do not bear it."""
 
+SHARED, ROOM = Path("/dev/shm"), 2**28
+
 
 def readers(device: torch.device, here: int) -> int:
     """Processes that make batches ahead for each of the `here` that learn on this machine.
 
     A GPU is fed by several; where processors learn, making batches takes little beside that, and one is enough. Only
-    forked ones share what they decode; where there are none it is left to whoever asks for them.
+    forked ones share what they decode; where there are none it is left to whoever asks for them. So it is where there
+    is little shared memory, through which batches come: a container has 64 MB unless told otherwise.
     """
-    if not FORKS:
+    if not FORKS or not SHARED.exists() or shutil.disk_usage(SHARED).free < ROOM * here:
         return 0
     return max(0, min(cpus.count() // here - 1, 8 if device.type == "cuda" else 1))
 
@@ -66,7 +71,7 @@ def keep_memory() -> None:
     """Let glibc keep memory that is freed, for the next step, which wants as much again.
 
     Otherwise it hands large pieces back to the system, which clears each page of them when it is asked for again: a
-    third of what a step of a small network took. Elsewhere than with glibc this does nothing.
+    fifth of what a step took. Elsewhere than with glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
