@@ -49,6 +49,7 @@ FORKS = sys.platform == "linux"
 """Whether another process can begin as a copy of this one: macOS has it, and its own libraries do not bear it."""
 
 SHARED, ROOM = Path("/dev/shm"), 2**28
+"""Where readers leave their batches, and the bytes that must be free there for each process that learns."""
 
 
 def readers(device: torch.device, here: int) -> int:

@@ -71,7 +71,10 @@ class PictureSource:
         if len(samples) * size * size * 3 <= CACHE_BYTES:
             self.cache = _shared(len(samples), size, size, 3)
         self.cached = _shared(len(samples))
-        self.ready = self.cache is not None
+
+    @property
+    def ready(self) -> bool:
+        return self.cache is not None
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:
         pictures = torch.from_numpy(self._decoded(indices)).permute(0, 3, 1, 2)
