@@ -32,6 +32,8 @@ PARTS = {
     "classes": ("classifier.onnx", "classes.json"),
 }
 """What is verified, by kind; the model card, README.md, is anyone's to edit."""
+OPTIONAL = {"captions": ("consensus.npz",), "classes": ()}
+"""What may be there beside it, verified just the same."""
 IN_RUN = ("bundle", "bundle-classes")
 """Where a run folder has its bundle; the second is for classes, of a run that has learned captions as well."""
 
@@ -132,11 +134,11 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         seal = facts.pop("seal")
         listed = facts["files"]
         kind = facts.get("kind", "captions")
-        if seal != seal_of(facts) or kind not in PARTS or set(listed) != set(PARTS[kind]):
+        if seal != seal_of(facts) or kind not in PARTS or set(listed) - set(OPTIONAL[kind]) != set(PARTS[kind]):
             raise _damaged(path, f"{MANIFEST} does not match its seal")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _no_manifest(path) from None
-    files = _read_files(path, PARTS[kind])
+    files = _read_files(path, sorted(listed))
     for name, data in files.items():
         if len(data) != listed[name]["bytes"]:
             raise _damaged(path, f"{name} has {len(data)} bytes of {listed[name]['bytes']}")

@@ -217,6 +217,9 @@ class SearchConfig:
     """Fewest tokens before a caption may end."""
     length_penalty: float = 0.7
     """Exponent of the length that a score is divided by: 0 favours short captions, 1 the mean per token."""
+    consensus: float = 0.0
+    """How much it counts that a caption says what people are likely to agree on, as guessed from the whole picture,
+    beside how likely the model finds it (beam, diverse; 0: not at all)."""
     no_repeat: int = 0
     """Never write the same run of this many tokens twice (0: allowed)."""
     say_once: bool = False

@@ -22,8 +22,9 @@ from torch.export import Dim
 
 import cutline.classify
 from cutline import __version__, durable
-from cutline.bundle import FORMAT, MANIFEST, PARTS, Picture, seal_of
+from cutline.bundle import FORMAT, MANIFEST, OPTIONAL, PARTS, Picture, seal_of
 from cutline.config import SearchConfig
+from cutline.consensus import Consensus
 from cutline.data.images import Transform
 from cutline.data.words import Words
 from cutline.errors import ConfigError
@@ -65,6 +66,7 @@ def export_bundle(
     out: Path,
     card: dict[str, Any],
     *,
+    consensus: Consensus | None = None,
     weights: Weights = "fp32",
     one_file: bool = False,
     force: bool = False,
@@ -76,8 +78,10 @@ def export_bundle(
     """
 
     def fill(draft: Path) -> dict[str, Any]:
-        memory = _write_graphs(captioner, draft)
+        memory = _write_graphs(captioner, draft, pooled=consensus is not None)
         words.save(draft / "words.json")
+        if consensus:
+            (draft / "consensus.npz").write_bytes(consensus.to_bytes())
         return {"languages": list(words.languages), "memory": memory, "search": asdict(settings)}
 
     about = _about(f"Describes pictures in {', '.join(words.languages)}.", "cutline caption photo.jpg", _CAPTIONS)
@@ -142,7 +146,8 @@ def _write_bundle(
         for graph in draft.glob("*.onnx"):
             compact(graph, weights)
         (draft / CARD).write_text(_model_card(out.stem, about, tables), encoding="utf-8")
-        facts["files"] = {name: _listing(draft / name) for name in PARTS[kind]}
+        there = [*PARTS[kind], *(name for name in OPTIONAL[kind] if (draft / name).exists())]
+        facts["files"] = {name: _listing(draft / name) for name in there}
         facts["seal"] = seal_of(facts)
         (draft / MANIFEST).write_text(json.dumps(facts, indent=1), encoding="utf-8")
         if one_file:
@@ -161,7 +166,7 @@ def check_bundle(captioner: Captioner, bundle: Path, pictures: Sequence[Picture]
             pixels = torch.from_numpy(np.stack([ours.pixels(picture) for picture in part]))
             expected = search(
                 step, (pixels.permute(0, 3, 1, 2),), words.begin(lang), words.end, words.forbidden, ours.settings,
-                words.content,
+                words.content, ours.opinion(lang),
             )  # fmt: skip
             captions = ours.caption(part, batch=batch, lang=lang)
             same += sum(words.decode(best[0].tokens) == found.text for best, found in zip(expected, captions))
@@ -195,16 +200,16 @@ class _Classes(nn.Module):
 
 
 class _Start(nn.Module):
-    """Pictures uint8 (B,H,W,3) to the memory and first state of the decoder."""
+    """Pictures uint8 (B,H,W,3) to the memory and first state of the decoder, and perhaps the encoder's one vector."""
 
-    def __init__(self, captioner: Captioner) -> None:
+    def __init__(self, captioner: Captioner, pooled: bool) -> None:
         super().__init__()
-        self.captioner = captioner
+        self.captioner, self.pooled = captioner, pooled
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, ...]:
         features = self.captioner.encoder(pictures.permute(0, 3, 1, 2))
         memory, state = self.captioner.decoder.start(features.grid, features.pooled)
-        return (*memory, *state)
+        return (*memory, *state, *([features.pooled] if self.pooled else []))
 
 
 class _Step(nn.Module):
@@ -220,7 +225,7 @@ class _Step(nn.Module):
 
 
 @torch.no_grad()
-def _write_graphs(captioner: Captioner, folder: Path) -> int:
+def _write_graphs(captioner: Captioner, folder: Path, *, pooled: bool) -> int:
     """Both graphs; returns how many of the first one's outputs are memory."""
     training = captioner.training
     captioner.eval()
@@ -242,11 +247,11 @@ def _write_graphs(captioner: Captioner, folder: Path) -> int:
     memory_names = [f"memory_{i}" for i in range(len(memory))]
     state_names = [f"state_{i}" for i in range(len(first))]
     export_module(
-        _Start(captioner),
+        _Start(captioner, pooled),
         (pictures,),
         folder / "encoder.onnx",
         ["pictures"],
-        [*memory_names, *state_names],
+        [*memory_names, *state_names, *(["pooled"] if pooled else [])],
         ({0: batch},),
     )
     example: Any = ((*memory, *(part.contiguous() for part in states[-1])), tokens)

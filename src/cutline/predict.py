@@ -11,13 +11,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict, Unpack
+from typing import NamedTuple, TypedDict, Unpack
 
 import numpy as np
 
 from cutline import bundle, config
 from cutline.bundle import Array, Backend, Bundle, Graph, Picture, Precision, answer_all, open_bundle, positive
 from cutline.config import SearchConfig
+from cutline.consensus import Consensus, Opinion
 from cutline.data.images import Transform
 from cutline.data.words import Words
 from cutline.errors import ConfigError, CutlineError, ModelError, nearest
@@ -84,7 +85,10 @@ class Captioner:
             self.transform = Transform.from_dict(self.facts["transform"])
             settings = config.from_dict({"search": self.facts["search"]}).search
             self.words = Words.parse(files["words.json"])
-            self._model = _Steps(open_graph(files["encoder.onnx"]), open_graph(files["decoder.onnx"]), memory)
+            agreed = files.get("consensus.npz")
+            self._opinions = Consensus.parse(agreed).opinions() if agreed else {}
+            encoder, decoder = open_graph(files["encoder.onnx"]), open_graph(files["decoder.onnx"])
+            self._model = _Steps(encoder, decoder, memory, pooled=agreed is not None)
         except CutlineError as error:
             what = f"{self.path}: {error.what}"
             raise ModelError(what, expected=error.expected, fix="export the run again") from None
@@ -124,6 +128,10 @@ class Captioner:
         """What the model sees of a picture: uint8 (size, size, 3)."""
         return bundle.pixels(self.transform, picture)
 
+    def opinion(self, lang: str) -> Opinion | None:
+        """What search asks beside the model, where the bundle has it."""
+        return self._opinions.get(lang)
+
     def _plan(self, options: Options) -> _Plan:
         if unknown := set(options) - set(Options.__annotations__):
             name = min(unknown)
@@ -149,7 +157,10 @@ class Captioner:
     def _write(self, pixels: Array, plan: _Plan) -> list[Caption]:
         words, captions = self.words, []
         begin = words.begin(plan.lang)
-        found = search(self._model, pixels, begin, words.end, words.forbidden, plan.settings, words.content)
+        found = search(
+            self._model, pixels, begin, words.end, words.forbidden, plan.settings, words.content,
+            self.opinion(plan.lang),
+        )  # fmt: skip
         for hypotheses in found:
             best, *others = (self._read(hypothesis, plan) for hypothesis in hypotheses)
             captions.append(dataclasses.replace(best, alternatives=tuple(others)))
@@ -166,22 +177,30 @@ class Captioner:
         return Caption(self.words.decode(hypothesis.tokens), hypothesis.score, plan.lang, spoken, looks)
 
 
+class _State(NamedTuple):
+    memory: list[Array]
+    state: list[Array]
+    pooled: Array
+
+
 class _Steps:
     """The two graphs of a bundle, as search knows a model."""
 
-    def __init__(self, encoder: Graph, decoder: Graph, memory: int) -> None:
-        self.encoder, self.decoder, self.memory = encoder, decoder, memory
+    def __init__(self, encoder: Graph, decoder: Graph, memory: int, *, pooled: bool) -> None:
+        self.encoder, self.decoder, self.memory, self.pooled = encoder, decoder, memory, pooled
 
-    def start(self, pictures: Array) -> tuple[list[Array], list[Array]]:
+    def start(self, pictures: Array) -> _State:
         outputs = self.encoder([pictures])
-        return outputs[: self.memory], outputs[self.memory :]
+        pooled = outputs.pop() if self.pooled else np.empty(0)
+        return _State(outputs[: self.memory], outputs[self.memory :], pooled)
 
-    def step(self, state: tuple[list[Array], list[Array]], tokens: Array) -> tuple[Array, Array, Any]:
-        memory, before = state
-        logp, attention, *after = self.decoder([*memory, *before, tokens])
-        return logp, attention, (memory, after)
+    def seen(self, state: _State) -> Array:
+        return state.pooled
 
-    def reorder(self, state: tuple[list[Array], list[Array]], rows: Array) -> Any:
-        memory, before = state
+    def step(self, state: _State, tokens: Array) -> tuple[Array, Array, _State]:
+        logp, attention, *after = self.decoder([*state.memory, *state.state, tokens])
+        return logp, attention, state._replace(state=after)
+
+    def reorder(self, state: _State, rows: Array) -> _State:
         pictures = np.arange(len(rows))[:, None]
-        return memory, [part[pictures, rows] for part in before]
+        return state._replace(state=[part[pictures, rows] for part in state.state])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -39,11 +39,21 @@ class StepModel(Protocol):
     def start(self, pictures: Any) -> Any:
         """The state before the first word; one row a picture."""
 
+    def seen(self, state: Any) -> Floats:
+        """The encoder's one vector of each picture (B,P), for a second opinion; `state` is the first one."""
+
     def step(self, state: Any, tokens: Ints) -> tuple[Floats, Floats, Any]:
         """tokens (B,N) -> log-probabilities (B,N,V), attention (B,N,R) (R may be 0), the next state."""
 
     def reorder(self, state: Any, rows: Ints) -> Any:
         """The state whose row i of picture b continues old row rows[b, i]; rows is (B,N')."""
+
+
+class Opinion(Protocol):
+    """Looks at whole captions, which the model has only seen word by word."""
+
+    def __call__(self, seen: Floats, captions: Sequence[Sequence[tuple[int, ...]]]) -> list[list[float]]:
+        """How good each of the captions of each picture is; `seen` (B,P) is the encoder's vector of each picture."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,12 @@ class Hypothesis:
 
     tokens: tuple[int, ...]
     score: float
-    """Log-probability over length (both with the end token), the length to the power of the length penalty."""
+    """Log-probability over length (both with the end token), the length to the power of the length penalty; and the
+    second opinion, times `settings.consensus`."""
     attention: Floats | None = field(default=None, compare=False, repr=False)
     """(T,R): what each token looked at; None for a model without attention."""
+    opinion: float = 0.0
+    """The second opinion alone."""
 
 
 def search(
@@ -65,26 +78,41 @@ def search(
     forbidden: Sequence[int],
     settings: SearchConfig,
     content: Sequence[int] = (),
+    opinion: Opinion | None = None,
 ) -> list[list[Hypothesis]]:
     """`settings.num` captions of each picture, best first; fewer only where the model can write no more, never none.
 
     `pictures` is whatever the model understands: an array with a row for each, or a tuple of such arrays. A picture's
-    captions do not depend on those beside it. `content` are the tokens that `settings.say_once` is about. What the
-    model can neither end nor continue stops where it stands.
+    captions do not depend on those beside it. `content` are the tokens that `settings.say_once` is about. With a
+    second `opinion` and `settings.consensus`, as many captions are finished as there are beams, and the best of those
+    by both scores are returned. What the model can neither end nor continue stops where it stands.
     """
     check(settings)
     count = len(pictures[0] if isinstance(pictures, tuple) else pictures)
     if count == 0:
         return []
-    beams = _Beams(count, end, forbidden, settings, content)
+    asking = opinion is not None and settings.consensus > 0 and settings.method in ("beam", "diverse")
+    beams = _Beams(count, end, forbidden, replace(settings, num=settings.beam) if asking else settings, content)
     tokens = np.full((count, 1), begin, np.int64)
-    state = model.start(pictures)
+    first = state = model.start(pictures)
     while True:
         logp, attention, state = model.step(state, tokens)
         rows, tokens = beams.advance(logp, attention)
         if not beams.running:
-            return beams.captions()
+            break
         state = model.reorder(state, rows)
+    found = beams.captions()
+    if opinion is None or not asking:
+        return found
+    opinions = opinion(model.seen(first), [[caption.tokens for caption in group] for group in found])
+    return [_chosen(group, each, settings) for group, each in zip(found, opinions, strict=True)]
+
+
+def _chosen(captions: Sequence[Hypothesis], opinions: Sequence[float], settings: SearchConfig) -> list[Hypothesis]:
+    """A picture's captions with the opinions in their scores, the best `settings.num` of them, best first."""
+    weight = settings.consensus
+    both = [replace(c, score=c.score + weight * each, opinion=each) for c, each in zip(captions, opinions, strict=True)]
+    return sorted(both, key=lambda caption: -caption.score)[: settings.num]
 
 
 def check(settings: SearchConfig) -> None:
@@ -94,7 +122,7 @@ def check(settings: SearchConfig) -> None:
     for name, least in whole.items():
         if getattr(s, name) < least:
             raise ConfigError(f"search.{name} is {getattr(s, name)}", expected=f"{least} or more")
-    for name in ("length_penalty", "diversity"):
+    for name in ("length_penalty", "diversity", "consensus"):
         if not 0 <= getattr(s, name) < math.inf:
             raise ConfigError(f"search.{name} is {getattr(s, name)}", expected="0 or more")
     if not 0 < s.temperature < math.inf:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 import cutline
 from cutline.config import Config, DecoderConfig, EncoderConfig, PicturesConfig, SearchConfig, WordsConfig
+from cutline.consensus import fit
 from cutline.data.words import Words
 from cutline.errors import ConfigError, ModelError
 from cutline.export import check_bundle, check_classifier, export_bundle, export_classifier
@@ -66,7 +68,7 @@ def bundle(captioner: Captioner, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def graphs(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graphs of `bundle` stand in for new ones, for tests of all that comes after them."""
 
-    def copy(_: Captioner, folder: Path) -> int:
+    def copy(_: Captioner, folder: Path, *, pooled: bool) -> int:
         for name in ("encoder.onnx", "decoder.onnx"):
             shutil.copy(bundle / name, folder)
         return int(json.loads((bundle / "bundle.json").read_text())["memory"])
@@ -114,6 +116,40 @@ def _compare_step_by_step(captioner, encoder, decoder, pixels, rows) -> None:
             state = tuple(part.expand(-1, rows, *part.shape[2:]) for part in state)
             exported = [np.repeat(part, rows, axis=1) for part in exported]
             width = rows
+
+
+def test_a_bundle_takes_its_consensus_along(captioner: Captioner, bundle: Path, tmp_path: Path) -> None:
+    some = pictures(60)
+    pixels = np.stack([load(bundle).pixels(picture) for picture in some])
+    with torch.no_grad():
+        seen = captioner.encoder(torch.from_numpy(pixels).permute(0, 3, 1, 2)).pooled.numpy()
+    draw, words = np.random.default_rng(0), range(WORDS.begin("de") + 1, len(WORDS.pieces))
+    captions = [[tuple(draw.choice(words, 4).tolist())] for _ in some]
+    agreed = fit(seen, {"en": captions})  # and none in German
+    settings = replace(SEARCH, beam=6, consensus=5.0)
+    transform = captioner.encoder.transform
+    for weights in ("fp32", "int8"):
+        out = export_bundle(captioner, WORDS, transform, settings, tmp_path / weights, {}, consensus=agreed,
+                            weights=weights, one_file=weights == "int8")  # fmt: skip
+        agreement = check_bundle(captioner, out, some, batch=7)
+        if weights == "fp32":
+            assert agreement.reached, str(agreement)
+        ours, plain = load(out), load(bundle)
+        changed = {}
+        for lang in ("en", "de"):
+            pairs = zip(ours.caption(some, lang=lang), plain.caption(some, beam=6, lang=lang), strict=True)
+            changed[lang] = sum(one.text != other.text for one, other in pairs)
+        assert changed["en"] > 10
+        if weights == "fp32":
+            assert changed["de"] == 0
+        assert len(ours.caption(some[0], num=3)[0].alternatives) == 2
+    held = tmp_path / "fp32" / "consensus.npz"
+    held.write_bytes(held.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"consensus\.npz has \d+ bytes of"):
+        load(tmp_path / "fp32")
+    held.unlink()
+    with pytest.raises(ModelError, match=r"consensus\.npz is missing"):
+        load(tmp_path / "fp32")
 
 
 def test_a_bundle_of_other_weights_is_found_out(captioner: Captioner, bundle: Path) -> None:

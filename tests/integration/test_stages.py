@@ -39,6 +39,8 @@ size = 36
 def staged(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
     file = tmp_path_factory.mktemp("staged") / "staged.toml"
     changed = tiny_config.read_text().replace("batch = 32", "batch = 12\nema = 0.9\nchoose_search = true")
+    changed = changed.replace("[search]", "[search]\nconsensus = 1.0")
+    assert "consensus" in changed
     file.write_text(changed + STAGES)
     return file
 
@@ -79,13 +81,16 @@ def test_a_stage_may_look_at_pictures_of_another_size(whole: Path) -> None:
 @pytest.mark.slow
 def test_the_bundle_searches_as_scored_best_on_validation(whole: Path) -> None:
     told = json.loads((whole / "search.json").read_text())
-    tried = {(each["beam"], each["length_penalty"]): each["metric"] for each in told["tried"]}
-    assert {beam for beam, _ in tried} == {1, 2, 3, 5}
-    assert len({penalty for _, penalty in tried}) == 5
-    best = max(tried, key=lambda setting: tried[setting])
+    names = ("beam", "length_penalty", "consensus")
+    tried = {tuple(each[name] for name in names): each["metric"] for each in told["tried"]}
+    assert {beam for beam, *_ in tried} == {1, 2, 3, 5, 10, 20}
+    assert len({penalty for _, penalty, _ in tried}) == 5
+    assert len({weight for *_, weight in tried}) == 5
     chosen = told["chosen"]
-    assert tried[chosen["beam"], chosen["length_penalty"]] == tried[best] > 0
-    assert json.loads((whole / "bundle" / "bundle.json").read_text())["search"] == chosen
+    assert tried[tuple(chosen[name] for name in names)] == max(tried.values()) > 0
+    bundle = json.loads((whole / "bundle" / "bundle.json").read_text())
+    assert bundle["search"] == chosen
+    assert "consensus.npz" in bundle["files"]
 
 
 @pytest.mark.slow

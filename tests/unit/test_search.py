@@ -388,3 +388,54 @@ def test_pictures_may_come_in_parts() -> None:
 def test_settings_without_meaning_are_refused(given: dict) -> None:
     with pytest.raises(ConfigError):
         check(dataclasses.replace(SearchConfig(), **given))
+
+
+class Asked(Toy):
+    def seen(self, state):
+        pictures, written = state
+        assert written.shape[2] == 0, "asked about the state before the first word"
+        return pictures[:, None].astype(float)
+
+
+def liking(seen, captions):
+    """An opinion of its own of each picture's captions: a function of the picture and the words."""
+    return [
+        [float(np.random.default_rng([int(picture), *words]).uniform(0, 10)) for words in group]
+        for (picture,), group in zip(seen, captions, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("weight", [0.3, 5.0])
+@pytest.mark.parametrize("given", [{"method": "beam"}, {"method": "diverse", "groups": 2}], ids=lambda g: g["method"])
+def test_a_second_opinion_chooses_among_all_that_the_beams_have_finished(weight: float, given: dict) -> None:
+    s = SearchConfig(beam=6, num=2, max_length=6, consensus=weight, **given)
+    pictures = list(range(12))
+    without = search(Asked(9), pictures, BEGIN, END, FORBIDDEN, dataclasses.replace(s, consensus=0, num=6))
+    changed = 0
+    for picture, found, plain in zip(
+        pictures, search(Asked(9), pictures, BEGIN, END, FORBIDDEN, s, opinion=liking), without, strict=True
+    ):
+        (opinions,) = liking([[picture]], [[caption.tokens for caption in plain]])
+        scores = [caption.score + weight * each for caption, each in zip(plain, opinions)]
+        best = sorted(range(len(plain)), key=lambda place: -scores[place])[:2]
+        assert [caption.tokens for caption in found] == [plain[place].tokens for place in best]
+        assert [caption.score for caption in found] == pytest.approx([scores[place] for place in best])
+        assert [caption.opinion for caption in found] == pytest.approx([opinions[place] for place in best])
+        changed += best[0] != 0
+    assert changed > 2
+
+
+@pytest.mark.parametrize("given", METHODS, ids=lambda given: given["method"])
+def test_an_opinion_that_does_not_count_is_not_asked_for(given: dict) -> None:
+    def loud(seen, captions):
+        raise AssertionError("asked")
+
+    pictures = list(range(5))
+    s = SearchConfig(max_length=6, **given)
+    found = search(Toy(9), pictures, BEGIN, END, FORBIDDEN, s, opinion=loud)
+    assert found == search(Toy(9), pictures, BEGIN, END, FORBIDDEN, s)
+    if given["method"] in ("greedy", "sample"):  # a single beam leaves nothing to choose from
+        s = dataclasses.replace(s, consensus=3.0)
+        assert found == search(Toy(9), pictures, BEGIN, END, FORBIDDEN, s, opinion=loud)
+    s = dataclasses.replace(s, consensus=3.0)
+    assert found == search(Toy(9), pictures, BEGIN, END, FORBIDDEN, s)  # nobody to ask

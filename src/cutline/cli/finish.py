@@ -34,13 +34,14 @@ def export(
     force: bool = False,
 ) -> Any:
     """The run's best captioner as a bundle at `out`; returns the captioner in torch that it must equal."""
+    from cutline.engine import agree
     from cutline.engine.run import load_captioner
     from cutline.export import export_bundle
 
     captioner, words, config = load_captioner(run, step=step)
     export_bundle(
         captioner, words, captioner.encoder.transform, config.search, out, card(run, config, about),
-        weights=weights, one_file=one_file, force=force,
+        consensus=agree.load(run), weights=weights, one_file=one_file, force=force,
     )  # fmt: skip
     return captioner
 
@@ -82,14 +83,18 @@ class Finished:
 
 def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool = False) -> Finished:
     """Export, check, caption the split with the bundle itself, and write the report."""
+    from cutline.engine import agree
     from cutline.engine.choose import choose_search
     from cutline.engine.run import load_captioner
     from cutline.export import check_bundle
     from cutline.predict import load
 
+    model, words, _ = load_captioner(run)
+    consensus = None
+    if config.search.consensus:
+        consensus = agree.learn(run, model, words, config, corpus.split("train"), quiet=quiet)
     if config.training.choose_search:
-        model, words, _ = load_captioner(run)
-        search = choose_search(run, model, words, config, corpus.split("val"), quiet=quiet)
+        search = choose_search(run, model, words, config, corpus.split("val"), consensus, quiet=quiet)
         config = replace(config, search=search)
     say("exporting the bundle", quiet=quiet)
     bundle = run / "bundle"

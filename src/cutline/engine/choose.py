@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -12,15 +12,22 @@ import torch
 
 from cutline import durable
 from cutline.config import Config, SearchConfig
+from cutline.consensus import Consensus
 from cutline.console import progress
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
-from cutline.engine.sources import Inputs, PictureSource, load_readable
-from cutline.engine.task import CaptioningTask
+from cutline.engine.sources import Inputs, PictureSource, Source, load_readable, move
+from cutline.engine.task import CaptioningTask, Validation
+from cutline.evaluation.text import score
 from cutline.models.captioner import Captioner
+from cutline.search import Hypothesis
 
 BEAMS = (1, 2, 3, 5)
+WIDE = (10, 20)
+"""Beams that are tried as well where a consensus chooses among them; without one, so many choose worse than few."""
 PENALTIES = (0.0, 0.4, 0.7, 1.0, 1.3)
+WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
+"""Of the consensus."""
 FILE = "search.json"
 
 
@@ -28,32 +35,48 @@ FILE = "search.json"
 class Tried:
     beam: int
     length_penalty: float
+    consensus: float
     scores: dict[str, float]
     """CIDEr-D and BLEU-4 by language."""
     metric: float
 
 
 def choose_search(
-    run: Path, model: Captioner, words: Words, config: Config, samples: Sequence[Sample], *, quiet: bool = False
+    run: Path,
+    model: Captioner,
+    words: Words,
+    config: Config,
+    samples: Sequence[Sample],
+    consensus: Consensus | None = None,
+    *,
+    quiet: bool = False,
 ) -> SearchConfig:
-    """Try beams with the penalty that is set, then penalties with the best of them; RUN/search.json tells of all."""
+    """With each number of beams, the weight of the consensus and then the penalty; RUN/search.json tells of all tries.
+
+    All captions that the beams have finished are kept: what another penalty or weight would have chosen of them can be
+    said without searching again.
+    """
     encoded = Encoded.of(model, samples, config)
+    beams = (*BEAMS, *WIDE) if consensus else BEAMS
+    given = replace(config.search, method="beam", consensus=1.0 if consensus else 0.0)
+    best: tuple[float, SearchConfig] = (-np.inf, given)
     tries: list[Tried] = []
-    count = len(BEAMS) + len(PENALTIES)
-    with progress("choosing the search", count, "settings", quiet=quiet) as advance:
 
-        def best_of(settings: Iterator[SearchConfig]) -> SearchConfig:
-            found = []
-            for each in settings:
-                tried = _try(model, words, replace(config, search=each), encoded)
-                tries.append(tried)
-                found.append((tried.metric, each))
-                advance(1, note=f"beam {each.beam}, penalty {each.length_penalty:g}: {tried.metric:.1f}")
-            return max(found, key=lambda pair: pair[0])[1]
+    def best_of(settings: list[SearchConfig], used: SearchConfig, found: Found) -> tuple[float, SearchConfig]:
+        tried = [_try(words, each, used, found, encoded.samples, config.metric) for each in settings]
+        tries.extend(tried)
+        return max(zip([each.metric for each in tried], settings), key=lambda pair: pair[0])
 
-        given = replace(config.search, method="beam", num=1)
-        wide = best_of(replace(given, beam=beam) for beam in BEAMS)
-        chosen = best_of(replace(wide, length_penalty=penalty) for penalty in PENALTIES)
+    with progress("choosing the search", len(beams), "numbers of beams", quiet=quiet) as advance:
+        for beam in beams:
+            wide = replace(given, beam=beam, num=beam)
+            found = _find(model, words, replace(config, search=wide), encoded, consensus)
+            weights = WEIGHTS if consensus else (0.0,)
+            _, weighed = best_of([replace(wide, num=1, consensus=weight) for weight in weights], wide, found)
+            mine = best_of([replace(weighed, length_penalty=penalty) for penalty in PENALTIES], wide, found)
+            best = max(best, mine, key=lambda pair: pair[0])
+            advance(1, note=f"beam {beam}: {mine[0]:.1f}")
+    chosen = best[1]
     told = {"chosen": asdict(chosen), "by": config.metric, "tried": [asdict(each) for each in tries]}
     durable.write(run / FILE, json.dumps(told, indent=1).encode())
     return chosen
@@ -68,17 +91,43 @@ def chosen(run: Path, given: SearchConfig) -> SearchConfig:
     return replace(given, **found)
 
 
-def _try(model: Captioner, words: Words, config: Config, encoded: Encoded) -> Tried:
-    task = CaptioningTask(config, model, words, encoded.samples, encoded)
-    validation = task.validate(config.training.batch, torch.device("cpu"), lambda count: None)
-    assert validation is not None
+Found = Mapping[str, Mapping[int, list[Hypothesis]]]
+"""By language and picture, all captions that the beams have finished."""
+
+
+def _find(model: Captioner, words: Words, config: Config, encoded: Encoded, consensus: Consensus | None) -> Found:
+    task = CaptioningTask(config, model, words, encoded.samples, encoded, consensus=consensus)
+    found: dict[str, dict[int, list[Hypothesis]]] = {}
+    for lang in words.languages:
+        there = [place for place, sample in enumerate(encoded.samples) if sample.captions.get(lang)]
+        for indices, hypotheses in task.decode(there, lang, config.training.batch, torch.device("cpu")):
+            found.setdefault(lang, {}).update(zip(indices, hypotheses, strict=True))
+    return found
+
+
+def _try(
+    words: Words, settings: SearchConfig, used: SearchConfig, found: Found, samples: Sequence[Sample], metric: str
+) -> Tried:
+    """What `settings` score, with the captions that were found when others were `used`."""
+
+    def value(caption: Hypothesis) -> float:
+        length = float(len(caption.tokens) + 1)
+        likely: float = (caption.score - used.consensus * caption.opinion) * length**used.length_penalty
+        worth: float = likely / length**settings.length_penalty + settings.consensus * caption.opinion
+        return worth
+
+    captions = {
+        lang: {samples[place].id: words.decode(max(group, key=value).tokens) for place, group in groups.items()}
+        for lang, groups in found.items()
+    }
+    references = {lang: {samples[place].id: samples[place].captions[lang] for place in found[lang]} for lang in found}
+    validation = Validation({lang: score(captions[lang], references[lang]) for lang in found}, captions)
     scores = {
         f"{lang}_{name}": round(value, 2)
         for lang, each in validation.scores.items()
         for name, value in (("cider", each.cider), ("bleu_4", each.bleu[3]))
     }
-    search = config.search
-    return Tried(search.beam, search.length_penalty, scores, validation.metric(config.metric))
+    return Tried(settings.beam, settings.length_penalty, settings.consensus, scores, validation.metric(metric))
 
 
 @dataclass(frozen=True)
@@ -91,18 +140,26 @@ class Encoded:
     ready: bool = True
 
     @classmethod
-    @torch.inference_mode()
     def of(cls, model: Captioner, samples: Sequence[Sample], config: Config) -> Encoded:
         source = PictureSource(samples, model.encoder.transform, config.pictures)
-        kept, parts = [], []
-        for start in range(0, len(samples), config.training.batch):
-            indices = np.arange(start, min(start + config.training.batch, len(samples)))
-            inputs, readable, _ = load_readable(source, indices, None)
-            if readable:
-                parts.append(model.eval().features(inputs))
-                kept += [samples[indices[at]] for at in readable]
-        grid, pooled = (torch.cat(part).half() for part in zip(*parts, strict=True))
-        return cls(kept, grid, pooled)
+        parts = list(encode(model, samples, source, config.training.batch))
+        kept = [sample for some, *_ in parts for sample in some]
+        return cls(kept, torch.cat([grid.half() for _, grid, _ in parts]), torch.cat([p.half() for *_, p in parts]))
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:
         return self.grid[indices], self.pooled[indices]
+
+
+@torch.inference_mode()
+def encode(
+    model: Captioner, samples: Sequence[Sample], source: Source, batch: int
+) -> Iterator[tuple[list[Sample], torch.Tensor, torch.Tensor]]:
+    """A batch at a time, the pictures that can be read, their regions, and their one vector each."""
+    device = next(model.decoder.parameters()).device
+    model.eval()
+    for start in range(0, len(samples), batch):
+        indices = np.arange(start, min(start + batch, len(samples)))
+        inputs, readable, _ = load_readable(source, indices, None)
+        if readable:
+            grid, pooled = model.features(move(inputs, device))
+            yield [samples[indices[at]] for at in readable], grid, pooled

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cutline.config import Config
+from cutline.consensus import Consensus
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
 from cutline.engine.batches import Batch, pad
@@ -146,8 +147,10 @@ class CaptioningTask:
         samples: Sequence[Sample],
         source: Source,
         critic: Critic | None = None,
+        consensus: Consensus | None = None,
     ) -> None:
         self.config, self.model, self.words, self.critic = config, model, words, critic
+        self.opinions = consensus.opinions() if consensus else {}
         self.samples, self.source = samples, source
         """The validation pictures and where they come from."""
 
@@ -245,6 +248,7 @@ class CaptioningTask:
         """Captions of the pictures at `indices`, a batch at a time; notes in `unreadable` those that cannot be read."""
         self.model.eval()
         step = TorchStep(self.model)
+        opinion = self.opinions.get(lang)
         for start in range(0, len(indices), batch):
             part = np.asarray(indices[start : start + batch])
             inputs, kept, reasons = load_readable(self.source, part, None)
@@ -254,5 +258,5 @@ class CaptioningTask:
                 words = self.words
                 begin, end = words.begin(lang), words.end
                 pictures = move(inputs, device)
-                found = search(step, pictures, begin, end, words.forbidden, self.config.search, words.content)
+                found = search(step, pictures, begin, end, words.forbidden, self.config.search, words.content, opinion)
                 yield part[kept].tolist(), found

@@ -136,6 +136,7 @@ def build_captioner(config: Config, words: int) -> Captioner:
 class StepState(NamedTuple):
     memory: Tensors
     state: Tensors
+    pooled: Tensor
 
 
 class TorchStep:
@@ -160,16 +161,19 @@ class TorchStep:
             inputs = (torch.from_numpy(inputs).permute(0, 3, 1, 2),)
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             grid, pooled = self.captioner.features(tuple(part.to(self.device) for part in inputs))
-        return StepState(*self.decoder.start(grid.to(self.dtype), pooled.to(self.dtype)))
+        return StepState(*self.decoder.start(grid.to(self.dtype), pooled.to(self.dtype)), pooled)
+
+    def seen(self, state: StepState) -> Array:
+        return state.pooled.float().cpu().numpy()
 
     @torch.inference_mode()
     def step(self, state: StepState, tokens: Array) -> tuple[Array, Array, StepState]:
         given = torch.from_numpy(np.ascontiguousarray(tokens)).to(self.device)
         logp, attention, after = self.decoder.step(state.memory, state.state, given)
-        return logp.cpu().numpy(), attention.float().cpu().numpy(), StepState(state.memory, after)
+        return logp.cpu().numpy(), attention.float().cpu().numpy(), state._replace(state=after)
 
     @torch.inference_mode()
     def reorder(self, state: StepState, rows: Array) -> StepState:
         chosen = torch.from_numpy(np.ascontiguousarray(rows)).to(self.device)
         pictures = torch.arange(len(chosen), device=self.device)[:, None]
-        return StepState(state.memory, tuple(part[pictures, chosen] for part in state.state))
+        return state._replace(state=tuple(part[pictures, chosen] for part in state.state))

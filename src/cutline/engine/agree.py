@@ -1,0 +1,53 @@
+"""The consensus of a run: learned from its training pictures once its captioner is ready, and kept in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cutline import durable
+from cutline.config import Config
+from cutline.consensus import Consensus, fit
+from cutline.console import progress
+from cutline.data.corpus import Sample
+from cutline.data.words import Words
+from cutline.engine import choose, run
+from cutline.engine.runtime import choose_device
+from cutline.errors import DataError
+from cutline.models.captioner import Captioner
+
+FILE = "consensus.npz"
+
+
+def learn(
+    path: Path, model: Captioner, words: Words, config: Config, samples: Sequence[Sample], *, quiet: bool = False
+) -> Consensus:
+    """See every training picture once as the encoder does, and fit; RUN/consensus.npz is what comes of it."""
+    device = choose_device(config.device).torch
+    learn_from = list(samples)
+    source, _ = run.stored_or_pictures(config, model.to(device), learn_from, [], quiet)
+    seen, kept = [], []
+    with progress("seeing what captions agree on", len(learn_from), "pictures", quiet=quiet) as advance:
+        for some, _, pooled in choose.encode(model, learn_from, source, config.training.batch):
+            seen.append(pooled.float().cpu().numpy())
+            kept += some
+            advance(len(some))
+    model.cpu()
+    if not kept:
+        raise DataError("none of the training pictures can be read")
+    captions = {
+        lang: [[tuple(words.encode(text, lang)) for text in sample.captions.get(lang, ())] for sample in kept]
+        for lang in words.languages
+    }
+    durable.write(path / FILE, fit(np.concatenate(seen), captions).to_bytes())
+    found = load(path)
+    assert found
+    return found
+
+
+def load(path: Path) -> Consensus | None:
+    """A run's consensus, if it has one."""
+    file = path / FILE
+    return Consensus.parse(file.read_bytes()) if file.exists() else None
