@@ -179,7 +179,7 @@ class TrainingConfig:
     """Validation score that picks the best weights: of freely decoded captions, or of classes ("auto": cider for
     captions, accuracy for classes)."""
     choose_search: bool = False
-    """In the end try beams and length penalties on the validation pictures, and ship the best."""
+    """In the end try beams, length penalties and weights of the consensus on the validation pictures; ship the best."""
     patience: int = 0
     """Stop after this many validations without a better score (0: never)."""
     validate_every: int = 1
@@ -219,7 +219,8 @@ class SearchConfig:
     """Exponent of the length that a score is divided by: 0 favours short captions, 1 the mean per token."""
     consensus: float = 0.0
     """How much it counts that a caption says what people are likely to agree on, as guessed from the whole picture,
-    beside how likely the model finds it (beam, diverse; 0: not at all)."""
+    beside how likely the model finds it (beam, diverse; 0: not at all). What is guessed is learned when all else is:
+    validations on the way search without it."""
     no_repeat: int = 0
     """Never write the same run of this many tokens twice (0: allowed)."""
     say_once: bool = False

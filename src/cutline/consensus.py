@@ -3,8 +3,9 @@
 A model that writes word by word finds many captions about equally likely, of which some are far better than others.
 What makes a caption good is that it says what several people would have said. That can be learned directly: here each
 caption is a vector of its runs of one and of two words, weighted as CIDEr-D weights them, and a linear map (ridge
-regression, in closed form, of few ranks) guesses from the encoder's one vector of a picture the mean of its captions'
-vectors. Search then adds to the score of each finished beam how much of the guess it says.
+regression, in closed form, of few ranks) guesses from the encoder's one vector of a picture how the mean of its
+captions' vectors differs from that of all pictures'. Search then adds to the score of each finished beam how much of
+the guess it says.
 
 NumPy alone: it is fitted after training, and bundles choose by it.
 """
@@ -40,8 +41,9 @@ LEAST = 5
 """Pictures whose captions have a run, at the least, for it to be guessed."""
 RANKS = 192
 """Dimensions between a picture and what is said of it. With a half of them it chooses worse, with all no better."""
-RIDGE = 0.1
-"""Strength of the regression, per picture and for inputs of variance 1; 0.01 to 0.3 choose about equally well."""
+RIDGE = 600
+"""Strength of the regression, for inputs of variance 1: as if so many pictures had been seen of which nothing is said
+that is not said of all. Of 6,000 pictures 60 to 1,800 learn about as well; of 300, 600 learn better than 30."""
 BLOCK = 1024
 
 
@@ -91,7 +93,9 @@ class Opinion:
         self.projection, self.table, self.runs = projection, table, runs
 
     def __call__(self, seen: Floats, captions: Sequence[Sequence[Caption]]) -> list[list[float]]:
-        """0 to 10, for each caption of each picture; `seen` (B,P) is the encoder's vector of each."""
+        """For each caption of each picture, at most 10, and 0 if it is as good for any picture; `seen` (B,P) is the
+        encoder's vector of each.
+        """
         guesses = _linear(_linear(seen, self.projection), self.table)
         return [[self._said(each, guess) for each in group] for guess, group in zip(guesses, captions, strict=True)]
 
@@ -190,7 +194,7 @@ def _regress(given: Floats, groups: Sequence[Sequence[Caption]]) -> _Map | None:
         return None
     size, count = given.shape[1], len(runs.places)
     centre = given[there].mean(0, dtype=np.float64)
-    moments, product, mean = RIDGE * np.eye(size), np.zeros((size, count)), np.zeros(count)
+    moments, product = RIDGE * np.eye(size), np.zeros((size, count))
     for first in range(0, len(there), BLOCK):
         block = there[first : first + BLOCK]
         wanted = np.zeros((len(block), count), np.float32)
@@ -199,11 +203,10 @@ def _regress(given: Floats, groups: Sequence[Sequence[Caption]]) -> _Map | None:
                 for places, weights in runs.weigh(caption):
                     wanted[row, places] += weights / len(groups[place])
         centred = given[block] - centre
-        moments += centred.T @ centred / len(there)
-        product += centred.T @ wanted / len(there)
-        mean += wanted.sum(0) / len(there)
+        moments += centred.T @ centred
+        product += centred.T @ wanted
     full = np.linalg.solve(moments, product)
-    return _Map(runs, full, mean - centre @ full, moments, sum(map(len, groups)) / len(there))
+    return _Map(runs, full, -(centre @ full), moments, sum(map(len, groups)) / len(there))
 
 
 def _table(weights: Floats, constant: Floats) -> Floats:

@@ -45,7 +45,7 @@ def frozen() -> Config:
         encoder=EncoderConfig(name="mobilenetv2_100", train="nothing"),
         decoder=DecoderConfig(kind="lstm", attention="luong", hidden=512, dropout=0.5),
         training=TrainingConfig(epochs=12, batch=32, captions=5, rate=6e-4, label_smoothing=0.1, patience=4),
-        search=SearchConfig(beam=3, max_length=24),
+        search=SearchConfig(beam=5, max_length=24, say_once=True, consensus=2.0),
     )
 
 
@@ -80,7 +80,7 @@ def flickr8k() -> Config:
         training=TrainingConfig(
             batch=32, captions=5, precision="bf16", ema=0.998, validate_every=2, validate_limit=400, choose_search=True
         ),
-        search=SearchConfig(beam=3, max_length=24, say_once=True),
+        search=SearchConfig(beam=3, max_length=24, say_once=True, consensus=2.0),
         stages=(
             {"training": {"epochs": 3, "rate": 8e-4, "schedule": "constant", "validate_every": 3}},
             {
@@ -119,7 +119,7 @@ def coco() -> Config:
         training=TrainingConfig(
             batch=64, captions=5, precision="bf16", ema=0.999, validate_limit=5000, save_minutes=5, choose_search=True
         ),
-        search=SearchConfig(beam=5, max_length=20),
+        search=SearchConfig(beam=5, max_length=20, consensus=2.0),
         stages=(
             {"training": {"epochs": 15, "rate": 5e-4, "schedule": "step", "step_epochs": 3, "drop": 0.8}},
             {

@@ -25,6 +25,8 @@ ROWS = """
 training.label_smoothing = 0.0
 ["beam 1"]
 search.beam = 1
+["consensus"]
+search = { consensus = 8.0, beam = 8 }
 ["nothing to begin from"]
 encoder.weights = "nowhere.safetensors"
 ["two stages"]
@@ -130,7 +132,9 @@ def test_a_grid_of_rows(tmp_path: Path, small: Path, scenes_folder: Path, run_cu
     assert told["base"]["scores"]["en_cider"]["mean"] > 0
     beam = told["beam 1"]["scores"]
     assert beam.keys() == told["base"]["scores"].keys()
-    assert (out / "table.md").read_text().count("\n| ") == 6
+    assert told["consensus"]["scores"]["en_cider"]["mean"] != told["base"]["scores"]["en_cider"]["mean"]
+    assert (made["base-seed0"] / "consensus.npz").exists()
+    assert (out / "table.md").read_text().count("\n| ") == 7
     assert all(name in done.stdout for name in told)
 
     # The base is what `cutline train` makes of the same flags, and a bundle can be made of it later.

@@ -49,16 +49,15 @@ def test_it_is_a_ridge_regression_on_the_mean_of_the_captions_vectors() -> None:
     expected = np.zeros((5, len(asked)))
     inputs = (seen - seen.mean(0)) / seen.std(0)
     others = (new - seen.mean(0)) / seen.std(0)
-    ridge = inputs.T @ inputs / len(inputs) + consensus.RIDGE * np.eye(8)
+    ridge = inputs.T @ inputs + consensus.RIDGE * np.eye(8)
     for order in (1, 2):
         vectors = [[plain_vector(caption, order, captions) for caption in group] for group in captions]
         for run in {run for group in vectors for vector in group for run in vector}:
             wanted = np.array([np.mean([vector.get(run, 0.0) for vector in group]) for group in vectors])
-            weights = np.linalg.solve(ridge, inputs.T @ (wanted - wanted.mean()) / len(inputs))
-            guess = others @ weights + wanted.mean()
+            guess = others @ np.linalg.solve(ridge, inputs.T @ (wanted - wanted.mean()))
             for place, caption in enumerate(asked):
                 expected[:, place] += 5 * guess * plain_vector(caption, order, captions).get(run, 0.0)
-    assert np.abs(expected).max() > 1
+    assert np.abs(expected).max() > 0.3
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -69,7 +68,7 @@ def test_it_knows_what_is_said_of_pictures_it_has_not_seen() -> None:
     found = np.array(opinion(new, [[(5, *topic[:2], 6) for topic in TOPICS]] * 200))
     right = found.argmax(1) == topics
     assert right.mean() > 0.95
-    assert found[right].max(1).mean() > 3
+    assert found[right].max(1).mean() > 0.3 > 0 > np.sort(found[right])[:, 1].mean()
 
 
 def test_languages_may_lack_pictures_and_one_with_too_few_is_left_out() -> None:
@@ -92,8 +91,8 @@ def test_it_comes_back_from_its_bytes() -> None:
     again = Consensus.parse(found.to_bytes())
     new, _, asked = pictures(50, seed=3)
     before, after = (np.array(each.opinions()["de"](new, asked)) for each in (found, again))
-    assert np.abs(before).max() > 3
-    np.testing.assert_allclose(after, before, atol=0.05)  # a byte for each weight
+    assert np.abs(before).max() > 0.5
+    np.testing.assert_allclose(after, before, atol=0.02)  # a byte for each weight
 
 
 def test_what_is_no_consensus_is_refused() -> None:

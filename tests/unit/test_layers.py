@@ -15,14 +15,14 @@ LAYERS = [
     {"evaluation"},
     {"models"},
     {"features"},
-    {"bundle", "classify", "predict", "sorting", "writers"},
+    {"bundle", "classify", "consensus", "predict", "sorting", "writers"},
     {"export"},
     {"engine", "presets"},
     {"cli", "report", "__main__"},
 ]
 TORCH_FREE = [
     *("config.py", "cpus.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
-    *("bundle.py", "classify.py", "predict.py", "writers.py", "sorting.py", "undo.py", "starter.py"),
+    *("bundle.py", "classify.py", "consensus.py", "predict.py", "writers.py", "sorting.py", "undo.py", "starter.py"),
     *(
         f"cli/{verb}.py"
         for verb in ("__init__", "caption", "classify", "pictures", "score", "data", "doctor", "completion")

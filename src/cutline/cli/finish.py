@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cutline.console import progress, say
-from cutline.errors import ModelError
+from cutline.errors import DataError, ModelError
 
 if TYPE_CHECKING:
     from cutline.config import Config
+    from cutline.consensus import Consensus
     from cutline.data.corpus import Corpus, Sample
     from cutline.data.images import Transform
+    from cutline.data.words import Words
     from cutline.evaluation.judge import Judged
     from cutline.models.compact import Weights
     from cutline.predict import Captioner
@@ -34,16 +36,32 @@ def export(
     force: bool = False,
 ) -> Any:
     """The run's best captioner as a bundle at `out`; returns the captioner in torch that it must equal."""
-    from cutline.engine import agree
     from cutline.engine.run import load_captioner
     from cutline.export import export_bundle
 
     captioner, words, config = load_captioner(run, step=step)
+    consensus = None
+    if config.search.consensus and step is not None:
+        say("without the consensus, which goes with the run's best weights")
+    elif config.search.consensus:
+        consensus = _consensus(run, captioner, words, config)
     export_bundle(
         captioner, words, captioner.encoder.transform, config.search, out, card(run, config, about),
-        consensus=agree.load(run), weights=weights, one_file=one_file, force=force,
+        consensus=consensus, weights=weights, one_file=one_file, force=force,
     )  # fmt: skip
     return captioner
+
+
+def _consensus(run: Path, captioner: Any, words: Words, config: Config) -> Consensus | None:
+    """The run's; or learned now, if the run has ended without a bundle and its pictures are still there."""
+    from cutline.data.sources import read
+    from cutline.engine import agree
+
+    try:
+        return agree.load(run) or agree.learn(run, captioner, words, config, read(config).split("train"))
+    except DataError as error:
+        say(f"without a consensus, which is learned from the training pictures: {error.what}")
+        return None
 
 
 def card(run: Path, config: Config, about: str = "") -> dict[str, Any]:
@@ -156,7 +174,7 @@ def write_page(
     from cutline.engine.events import read
     from cutline.report.page import Example, write_report
 
-    shown = []
+    shown, search = [], config.search
     for lang, each in judged.items():
         scores = each.scores.pictures()
         references = {sample.id: sample for sample in samples}
@@ -169,7 +187,8 @@ def write_page(
         "encoder": f"{config.encoder.name} at {transform.size} x {transform.size}",
         "decoder": f"{config.decoder.kind}, attention {config.decoder.attention}, width {config.decoder.hidden}",
         "training": f"{config.training.epochs} epochs, {config.training.batch} pictures a step, seed {config.seed}",
-        "search": f"{config.search.method}, beam {config.search.beam}, length penalty {config.search.length_penalty:g}",
+        "search": f"{search.method}, beam {search.beam}, length penalty {search.length_penalty:g}, "
+        f"consensus {search.consensus:g}",
     }
     return write_report(
         run / "report.html",

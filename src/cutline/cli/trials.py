@@ -109,7 +109,7 @@ def _do(trial: Trial, quiet: bool, failed: dict[str, str]) -> int:
         code, why = _learn(learner, quiet)
         if 0 < code < 128:
             failed[trial.name] = why
-    if code == 0 and learner != trial:
+    if code == 0 and trial.searches:
         try:
             trial.keep(_search(trial, quiet))
         except CutlineError as error:
@@ -156,15 +156,25 @@ def _printing_aside(quiet: bool) -> Iterator[None]:
 
 
 def _search(trial: Trial, quiet: bool) -> dict[str, float]:
-    """The validation scores of another's best weights, with the search of this one."""
-    from cutline.engine import folder, run, weights
+    """The validation scores of the best weights of its run, or of another's, with the search of this one."""
+    from cutline.engine import agree, folder, run, weights
     from cutline.engine.checkpoint import Checkpoints
+    from cutline.engine.classes import BothTask
     from cutline.engine.known import Known
+    from cutline.engine.task import CaptioningTask
 
     config, path = trial.config, trial.learner.learned
     assert path
     start, best = weights.named(run.load_model(path)[0]), Checkpoints(path, folder.identity(path)).best().stage
     prepared = run.prepare(config, known=Known.load(path, config.task), stage=best, start=start, quiet=True)
+    if config.search.consensus:
+        model, words, _ = run.load_captioner(path)
+        captions = prepared.task.captions if isinstance(prepared.task, BothTask) else prepared.task
+        assert isinstance(captions, CaptioningTask)
+        agreed = agree.load(path) or agree.learn(
+            path, model, words, config, prepared.corpus.split("train"), quiet=quiet
+        )
+        captions.opinions = agreed.opinions()
     batch = prepared.task.config.training.batch
     validation = prepared.task.validate(batch, prepared.device.torch, lambda count: None)
     assert validation

@@ -24,7 +24,7 @@ BASE = "base"
 OWN = ("name", "seed", "output")
 """Settings that a grid gives to each of its runs."""
 VALIDATION = "validation.json"
-"""What a search has scored that has no run of its own."""
+"""What a search has scored that is not the one of a run's own validations."""
 _NOTHING = "–"
 _LONGEST = 120
 
@@ -101,13 +101,19 @@ class Trial:
         return next((each for each in alike if each.run), alike[0])
 
     @property
+    def searches(self) -> bool:
+        """Whether it searches when all is learned: with another's weights, or with a consensus, which comes last."""
+        agrees = self.config.task != "classes" and self.config.search.consensus > 0
+        return agrees or self.learner != self
+
+    @property
     def result(self) -> Result | None:
         """None while it is not done."""
         learner = self.learner
         if learner.learned is None:
             return None
         result = results.result(learner.learned)
-        if learner == self:
+        if not self.searches:
             return result
         try:
             told = json.loads((self.place / VALIDATION).read_text(encoding="utf-8"))
@@ -119,7 +125,7 @@ class Trial:
             return None
 
     def keep(self, scores: Mapping[str, float]) -> None:
-        """What its search has scored with the weights of another's run."""
+        """What its search has scored with the weights of its run, or of another's."""
         run = self.learner.learned
         assert run
         self.place.mkdir(exist_ok=True)
