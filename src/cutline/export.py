@@ -81,7 +81,8 @@ def export_bundle(
         memory = _write_graphs(captioner, draft, pooled=consensus is not None)
         words.save(draft / "words.json")
         if consensus:
-            (draft / "consensus.npz").write_bytes(consensus.to_bytes())
+            kept = consensus.smaller() if weights == "int8" else consensus
+            (draft / "consensus.npz").write_bytes(kept.to_bytes())
         return {"languages": list(words.languages), "memory": memory, "search": asdict(settings)}
 
     about = _about(f"Describes pictures in {', '.join(words.languages)}.", "cutline caption photo.jpg", _CAPTIONS)

@@ -61,11 +61,19 @@ def test_it_is_a_ridge_regression_on_the_mean_of_the_captions_vectors() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_it_knows_what_is_said_of_pictures_it_has_not_seen() -> None:
+@pytest.mark.parametrize(("ranks", "smaller"), [(256, False), (2, False), (256, True)])
+def test_it_knows_what_is_said_of_pictures_it_has_not_seen(
+    ranks: int, smaller: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen, _, captions = pictures(300, seed=0)
-    opinion = fit(seen, {"en": captions}, ranks=2).opinions()["en"]
+    monkeypatch.setattr(consensus, "RANKS", ranks)
+    monkeypatch.setattr(consensus, "FEWER", 2)  # of which three topics need no more
+    learned = fit(seen, {"en": captions})
+    if smaller:
+        learned = learned.smaller()
+    assert learned.projection.shape == (9, 2 if smaller else min(ranks, 8))
     new, topics, _ = pictures(200, seed=2)
-    found = np.array(opinion(new, [[(5, *topic[:2], 6) for topic in TOPICS]] * 200))
+    found = np.array(learned.opinions()["en"](new, [[(5, *topic[:2], 6) for topic in TOPICS]] * 200))
     right = found.argmax(1) == topics
     assert right.mean() > 0.95
     assert found[right].max(1).mean() > 0.3 > 0 > np.sort(found[right])[:, 1].mean()

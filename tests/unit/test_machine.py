@@ -1,5 +1,6 @@
 """Memory, disk and GPUs as the system tells them; control groups from folders of files as the kernel writes them."""
 
+import multiprocessing
 import os
 import re
 import subprocess
@@ -163,6 +164,22 @@ def test_children_count(tmp_path: Path) -> None:
         with_child = machine.sample(tmp_path).process_memory
         child.communicate(b"\n")
     assert with_child - before > 90_000_000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what is shared")
+def test_what_children_share_counts_once(tmp_path: Path) -> None:
+    block = bytearray(b"1") * 300_000_000
+    before = machine.sample(tmp_path).process_memory
+    assert before > len(block)
+    ready, wait = multiprocessing.Event(), multiprocessing.Event()
+    child = multiprocessing.get_context("fork").Process(target=lambda: (ready.set(), wait.wait(60)), daemon=True)
+    child.start()
+    try:
+        assert ready.wait(60)
+        assert machine.sample(tmp_path).process_memory - before < 150_000_000
+    finally:
+        wait.set()
+        child.join()
 
 
 UUIDS = ["GPU-aaaa-1", "GPU-bbbb-2", "GPU-cccc-3"]

@@ -221,7 +221,7 @@ _MACHINE = {
     "memory_total": ("cutline_memory_size_bytes", "Memory of the machine."),
     "limit": ("cutline_memory_limit_bytes", "Memory that the container or control group allows."),
     "limit_used": ("cutline_memory_limit_used_bytes", "Memory in use of what the container or control group allows."),
-    "process_memory": ("cutline_process_memory_bytes", "Resident memory of the training process and its children."),
+    "process_memory": ("cutline_process_memory_bytes", "Memory of the training process and its children."),
     "disk_free": ("cutline_disk_free_bytes", "Free space of the disk that holds the run."),
     "disk_total": ("cutline_disk_size_bytes", "Size of the disk that holds the run."),
     "cpu": ("cutline_cpu_used_ratio", "Share of all processors in use."),

@@ -198,7 +198,8 @@ def _process_memory() -> int:
     total = 0
     for process in (own, *own.children(recursive=True)):
         try:
-            total += process.memory_info().rss
+            # What several of them share, such as decoded pictures, is in each one's resident memory, but there once.
+            total += process.memory_full_info().pss if psutil.LINUX else process.memory_info().rss
         except psutil.Error:  # a child that has just ended
             continue
     return total
