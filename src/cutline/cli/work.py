@@ -35,6 +35,7 @@ from cutline.errors import CutlineError
 def work(given: Any, config: Config) -> int:
     """Train to the end as one of the run's processes; the first exports and judges what came out."""
     keep_memory()
+    machine.die_first()
     first = os.environ["RANK"] == "0"
     watched = Watched(int(os.environ["RANK"]))
     try:

@@ -98,6 +98,13 @@ def oom_kills(root: Path = ROOT) -> int:
     return _table(root / "proc/vmstat").get("oom_kill", 0)
 
 
+def die_first(root: Path = ROOT) -> None:
+    """Where memory runs out, let the kernel end this process before the supervisor, which can start another."""
+    file = root / "proc/self/oom_score_adj"
+    with contextlib.suppress(OSError, ValueError):
+        file.write_text(str(max(500, int(file.read_text()))))
+
+
 @dataclass(frozen=True)
 class Group:
     limit: int
