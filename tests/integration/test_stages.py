@@ -79,7 +79,7 @@ def test_a_stage_may_look_at_pictures_of_another_size(whole: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_bundle_searches_as_scored_best_on_validation(whole: Path) -> None:
+def test_the_bundle_searches_as_scored_best_on_validation(whole: Path, run_cutline: Run) -> None:
     told = json.loads((whole / "search.json").read_text())
     names = ("beam", "length_penalty", "consensus")
     tried = {tuple(each[name] for name in names): each["metric"] for each in told["tried"]}
@@ -87,7 +87,10 @@ def test_the_bundle_searches_as_scored_best_on_validation(whole: Path) -> None:
     assert len({penalty for _, penalty, _ in tried}) == 5
     assert len({weight for *_, weight in tried}) == 5
     chosen = told["chosen"]
-    assert tried[tuple(chosen[name] for name in names)] == max(tried.values()) > 0
+    scored = tried[tuple(chosen[name] for name in names)]
+    assert scored == max(tried.values()) > 0
+    judged = json.loads(run_cutline("evaluate", whole, "--split", "val", "--format", "json").stdout)
+    assert sum(each["cider"] for each in judged.values()) / 2 == pytest.approx(scored, abs=0.01)  # by a real search
     bundle = json.loads((whole / "bundle" / "bundle.json").read_text())
     assert bundle["search"] == chosen
     assert "consensus.npz" in bundle["files"]

@@ -13,8 +13,9 @@ from cutline.consensus import Consensus, fit
 from cutline.console import progress
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
-from cutline.engine import choose, run
-from cutline.engine.runtime import choose_device
+from cutline.engine import choose, folder, run
+from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.runtime import Precision, choose_device
 from cutline.errors import DataError
 from cutline.models.captioner import Captioner
 
@@ -27,9 +28,11 @@ def learn(
     """See every training picture once as the encoder does, and fit; RUN/consensus.npz is what comes of it."""
     device = choose_device(config.device).torch
     learn_from = list(samples)
-    source, _ = run.stored_or_pictures(config, model.to(device), learn_from, [], quiet)
+    last = config.stage(Checkpoints(path, folder.identity(path)).best().stage)  # which has its features, if any has
+    source, _ = run.stored_or_pictures(last, model.to(device), learn_from, [], quiet)
     seen, kept = [], []
-    with progress("seeing what captions agree on", len(learn_from), "pictures", quiet=quiet) as advance:
+    computing = Precision(config.training.precision, device).autocast()
+    with computing, progress("seeing what captions agree on", len(learn_from), "pictures", quiet=quiet) as advance:
         for some, _, pooled in choose.encode(model, learn_from, source, config.training.batch):
             seen.append(pooled.float().cpu().numpy())
             kept += some

@@ -51,31 +51,35 @@ def choose_search(
     *,
     quiet: bool = False,
 ) -> SearchConfig:
-    """With each number of beams, the weight of the consensus and then the penalty; RUN/search.json tells of all tries.
+    """Beams with the penalty that is set, then penalties with the best of them; RUN/search.json tells of all tries.
 
-    All captions that the beams have finished are kept: what another penalty or weight would have chosen of them can be
-    said without searching again.
+    Each search keeps all that its beams have finished: what another weight of the consensus would have chosen of them
+    can be said without searching again.
     """
     encoded = Encoded.of(model, samples, config)
-    beams = (*BEAMS, *WIDE) if consensus else BEAMS
     given = replace(config.search, method="beam", consensus=1.0 if consensus else 0.0)
-    best: tuple[float, SearchConfig] = (-np.inf, given)
     tries: list[Tried] = []
+    best: tuple[float, SearchConfig] = (-np.inf, given)
 
-    def best_of(settings: list[SearchConfig], used: SearchConfig, found: Found) -> tuple[float, SearchConfig]:
-        tried = [_try(words, each, used, found, encoded.samples, config.metric) for each in settings]
-        tries.extend(tried)
-        return max(zip([each.metric for each in tried], settings), key=lambda pair: pair[0])
+    def search(settings: SearchConfig) -> None:
+        nonlocal best
+        wide = replace(settings, num=settings.beam)
+        found = _find(model, words, replace(config, search=wide), encoded, consensus)
+        for weight in WEIGHTS if consensus and settings.beam > 1 else (settings.consensus,):
+            each = replace(settings, num=1, consensus=weight)
+            tries.append(_try(words, each, wide, found, encoded.samples, config.metric))
+            best = max(best, (tries[-1].metric, each), key=lambda pair: pair[0])
 
-    with progress("choosing the search", len(beams), "numbers of beams", quiet=quiet) as advance:
+    beams = (*BEAMS, *WIDE) if consensus else BEAMS
+    with progress("choosing the search", len(beams) + len(PENALTIES), "searches", quiet=quiet) as advance:
         for beam in beams:
-            wide = replace(given, beam=beam, num=beam)
-            found = _find(model, words, replace(config, search=wide), encoded, consensus)
-            weights = WEIGHTS if consensus else (0.0,)
-            _, weighed = best_of([replace(wide, num=1, consensus=weight) for weight in weights], wide, found)
-            mine = best_of([replace(weighed, length_penalty=penalty) for penalty in PENALTIES], wide, found)
-            best = max(best, mine, key=lambda pair: pair[0])
-            advance(1, note=f"beam {beam}: {mine[0]:.1f}")
+            search(replace(given, beam=beam))
+            advance(1, note=f"{beam} beams: {tries[-1].metric:.1f}")
+        beam = best[1].beam
+        for penalty in PENALTIES:
+            if penalty != given.length_penalty:
+                search(replace(given, beam=beam, length_penalty=penalty))
+            advance(1, note=f"penalty {penalty:g}: {tries[-1].metric:.1f}")
     chosen = best[1]
     told = {"chosen": asdict(chosen), "by": config.metric, "tried": [asdict(each) for each in tries]}
     durable.write(run / FILE, json.dumps(told, indent=1).encode())
@@ -111,10 +115,7 @@ def _try(
     """What `settings` score, with the captions that were found when others were `used`."""
 
     def value(caption: Hypothesis) -> float:
-        length = float(len(caption.tokens) + 1)
-        likely: float = (caption.score - used.consensus * caption.opinion) * length**used.length_penalty
-        worth: float = likely / length**settings.length_penalty + settings.consensus * caption.opinion
-        return worth
+        return caption.score + (settings.consensus - used.consensus) * caption.opinion
 
     captions = {
         lang: {samples[place].id: words.decode(max(group, key=value).tokens) for place, group in groups.items()}
