@@ -8,7 +8,7 @@ from pathlib import Path
 from cutline.errors import ModelError
 
 FILE = Path(__file__).with_name("starter.cutline")
-SHA256 = "58bbcb83034fad9785cd6c7246999d7c6771b03dc944a86405e3f0684d5e0454"
+SHA256 = "8a5ed8f32ce88cba4401d078c5fd53e07dff67736ae009a976f469d6491c0e74"
 
 
 def starter() -> Path:

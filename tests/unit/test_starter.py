@@ -23,8 +23,9 @@ def captioner() -> Captioner:
 
 
 def test_it_is_small_and_writes_four_languages(captioner: Captioner) -> None:
-    assert box.FILE.stat().st_size <= 16 * 2**20
-    assert captioner.languages == ("en", "de", "fr", "cs")
+    assert box.FILE.stat().st_size <= 16_000_000
+    assert captioner.languages[0] == "en"
+    assert set(captioner.languages) == {"en", "de", "fr", "cs"}
 
 
 def test_it_is_loaded_where_none_is_named(captioner: Captioner) -> None:
