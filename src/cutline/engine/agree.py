@@ -16,7 +16,7 @@ from cutline.data.words import Words
 from cutline.engine import choose, folder, run
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.runtime import Precision, choose_device
-from cutline.errors import DataError
+from cutline.errors import DataError, ModelError
 from cutline.models.captioner import Captioner
 
 FILE = "consensus.npz"
@@ -53,4 +53,8 @@ def learn(
 def load(path: Path) -> Consensus | None:
     """A run's consensus, if it has one."""
     file = path / FILE
-    return Consensus.parse(file.read_bytes()) if file.exists() else None
+    try:
+        return Consensus.parse(file.read_bytes()) if file.exists() else None
+    except ModelError as error:
+        fix = "remove it, and it is learned again"
+        raise ModelError(f"{file}: {error.what}", expected=error.expected, fix=fix) from None

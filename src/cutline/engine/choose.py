@@ -61,25 +61,28 @@ def choose_search(
     tries: list[Tried] = []
     best: tuple[float, SearchConfig] = (-np.inf, given)
 
-    def search(settings: SearchConfig) -> None:
+    def search(settings: SearchConfig) -> float:
+        """The best that it scores with any weight."""
         nonlocal best
+        before = len(tries)
         wide = replace(settings, num=settings.beam)
         found = _find(model, words, replace(config, search=wide), encoded, consensus)
         for weight in WEIGHTS if consensus and settings.beam > 1 else (settings.consensus,):
             each = replace(settings, num=1, consensus=weight)
             tries.append(_try(words, each, wide, found, encoded.samples, config.metric))
             best = max(best, (tries[-1].metric, each), key=lambda pair: pair[0])
+        return max(tried.metric for tried in tries[before:])
 
+    others = [penalty for penalty in PENALTIES if penalty != given.length_penalty]
     beams = (*BEAMS, *WIDE) if consensus else BEAMS
-    with progress("choosing the search", len(beams) + len(PENALTIES), "searches", quiet=quiet) as advance:
+    with progress("choosing the search", len(beams) + len(others), "searches", quiet=quiet) as advance:
         for beam in beams:
-            search(replace(given, beam=beam))
-            advance(1, note=f"{beam} beams: {tries[-1].metric:.1f}")
+            found = search(replace(given, beam=beam))
+            advance(1, note=f"{beam} beams: {found:.1f}")
         beam = best[1].beam
-        for penalty in PENALTIES:
-            if penalty != given.length_penalty:
-                search(replace(given, beam=beam, length_penalty=penalty))
-            advance(1, note=f"penalty {penalty:g}: {tries[-1].metric:.1f}")
+        for penalty in others:
+            found = search(replace(given, beam=beam, length_penalty=penalty))
+            advance(1, note=f"penalty {penalty:g}: {found:.1f}")
     chosen = best[1]
     told = {"chosen": asdict(chosen), "by": config.metric, "tried": [asdict(each) for each in tries]}
     durable.write(run / FILE, json.dumps(told, indent=1).encode())
