@@ -139,6 +139,8 @@ class Consensus:
     def parse(cls, data: bytes) -> Consensus:
         """From the bytes that `to_bytes` made."""
         try:
+            if not zipfile.is_zipfile(io.BytesIO(data)):  # NumPy would speak of pickles
+                raise ValueError("it is damaged, or something else")
             with np.load(io.BytesIO(data), allow_pickle=False) as file:
                 arrays = dict(file)
             if arrays["format"] != FORMAT:
