@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from cutline.config import DecoderConfig, EncoderConfig, PicturesConfig
 from cutline.engine.runtime import keep_memory
 from cutline.models.decoder import Decoder, build_decoder
 from cutline.models.encoders import build_encoder
+from cutline.models.vocabulary import PAD
 
 BATCH, REGIONS, CHANNELS, HIDDEN, WORDS, TOKENS = 64, 49, 2048, 512, 9_000, 20
 TARGETS = {("bahdanau", "fp32"): 2.5, ("bahdanau", "bf16"): 3.5, ("luong", "fp32"): 6.0, ("luong", "bf16"): 13.0}
@@ -41,6 +43,7 @@ def rows() -> Iterator[Row]:
                 TARGETS[attention, precision],
                 f"{ours * 1e3:.0f} ms, {theirs * 1e3:.0f} ms",
             )
+    yield from padding_rows()
     yield from keeping_rows()
     print()
     print_memory()
@@ -54,10 +57,10 @@ def decoder_of(kind: str, attention: str = "luong", layers: int = 1) -> Decoder:
     return build_decoder(config, **sizes).train()
 
 
-def features_and_captions(rows: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+def features_and_captions(rows: int = 1, pictures: int = BATCH, tokens: int = TOKENS) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    grid = torch.randn(BATCH, REGIONS, CHANNELS, generator=generator)
-    return grid, grid.mean(1), torch.randint(3, WORDS, (BATCH, rows, TOKENS + 1), generator=generator)
+    grid = torch.randn(pictures, REGIONS, CHANNELS, generator=generator)
+    return grid, grid.mean(1), torch.randint(3, WORDS, (pictures, rows, tokens + 1), generator=generator)
 
 
 def step(decoder: Decoder, batch: tuple[Tensor, Tensor, Tensor], precision: str) -> Callable[[], None]:
@@ -95,6 +98,30 @@ def check_gradients(decoder: Decoder, batch: tuple[Tensor, Tensor, Tensor]) -> N
     for name, parameter in decoder.named_parameters():
         error = float((ours[name] - parameter.grad).norm() / parameter.grad.norm())
         assert error < 1e-4, f"the gradient of {name} is off by {error:.1e}"
+
+
+def padding_rows() -> Iterator[Row]:
+    """Steps of five captions a picture, about as long as those of Flickr8k, in groups of about one length."""
+    grid, pooled, captions = features_and_captions(rows=5, pictures=32, tokens=40)
+    lengths = torch.randn(captions.shape[:2], generator=torch.Generator().manual_seed(0)).mul(0.33).add(2.4).exp() + 2
+    captions = captions[..., : int(lengths.max())].clone()
+    captions[torch.arange(captions.shape[-1]) >= lengths[..., None]] = PAD
+    for kind, attention in (("lstm", "luong"), ("lstm", "bahdanau"), ("transformer", "luong")):
+        run = step(decoder_of(kind, attention, 2 if kind == "transformer" else 1), (grid, pooled, captions), "bf16")
+
+        def together(run: Callable[[], None] = run) -> None:
+            with patch("cutline.models.decoder.GROUP", captions.numel()):
+                run()
+
+        ours, theirs = paired(run, together)
+        name = attention.title() if kind == "lstm" else "Transformer, 2 layers"
+        yield Row(
+            f"training step, captions of {int(lengths.min())} to {int(lengths.max())} words, {name}, bf16",
+            "all padded to the longest",
+            theirs / ours,
+            1.05,
+            f"{ours * 1e3:.0f} ms, {theirs * 1e3:.0f} ms",
+        )
 
 
 def keeping_rows() -> Iterator[Row]:

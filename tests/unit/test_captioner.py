@@ -67,6 +67,15 @@ def test_scheduled_sampling_feeds_the_models_own_guesses(sampling):
     torch.testing.assert_close(mixed, expected)
 
 
+def test_scheduled_sampling_never_guesses_padding():
+    captioner = captioner_of().eval()
+    pixels, captions = batch()
+    with torch.no_grad():
+        captioner.decoder.vocabulary.bias[0] = 100.0
+    mixed = captioner._given(captioner.features((pixels,)), captions, 1.0, None)
+    assert torch.equal(mixed == 0, captions == 0)
+
+
 def test_scheduled_sampling_is_seeded_and_takes_its_share():
     captioner = captioner_of().eval()
     pixels, captions = batch(pictures=64, rows=8)

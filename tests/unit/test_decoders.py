@@ -109,6 +109,24 @@ def test_longer_padding_changes_neither_loss_nor_gradients(kind, attention):
         torch.testing.assert_close(other, gradient, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("kind", "attention"), KINDS)
+def test_captions_go_in_groups_of_about_one_length_and_come_back_in_their_places(kind, attention, monkeypatch):
+    decoder = decoder_of(kind, attention).eval()
+    grid, pooled, tokens = batch(pictures=5, rows=3, tokens=9)
+    for row, length in enumerate([9, 2, 5, 1, 7, 3, 0, 4, 9, 6, 2, 2, 8, 5, 1]):
+        tokens[row // 3, row % 3, length:] = 0
+    there = tokens != 0
+    asked = []
+    sentences = decoder.sentences
+    monkeypatch.setattr(decoder, "sentences", lambda *given: asked.append(given[2].shape) or sentences(*given))
+    together, looks = decoder.outputs(grid, pooled, tokens)
+    monkeypatch.setattr("cutline.models.decoder.GROUP", 4)
+    apart, other = decoder.outputs(grid, pooled, tokens)
+    torch.testing.assert_close(apart[there], together[there])
+    torch.testing.assert_close(other[there], looks[there])
+    assert asked == [(5, 3, 9), (5, 1, 9), (5, 1, 5), (5, 1, 2)]
+
+
 @pytest.mark.parametrize(("kind", "attention"), [("lstm", "bahdanau"), ("transformer", "luong")])
 def test_checkpointing_gives_the_same_gradients_with_dropout(kind, attention):
     decoder = decoder_of(kind, attention, dropout=0.3, layers=2).train()

@@ -99,7 +99,8 @@ class Captioner(nn.Module):
             logits, _ = self.decoder(features.grid, features.pooled, tokens[..., :-1])
         old = tokens[..., 1:]
         chosen = torch.rand(old.shape, generator=generator).to(old.device) < sampling
-        mixed = torch.where(chosen & (old != PAD), logits.argmax(-1), old)
+        guesses = logits[..., PAD + 1 :].argmax(-1) + PAD + 1  # padding is no word
+        mixed = torch.where(chosen & (old != PAD), guesses, old)
         return torch.cat([tokens[..., :1], mixed], -1)
 
 

@@ -10,12 +10,16 @@ from abc import ABC, abstractmethod
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cutline.config import DecoderConfig
-from cutline.models.vocabulary import Vocabulary
+from cutline.models.vocabulary import PAD, Vocabulary
 
 Tensors = tuple[Tensor, ...]
+GROUP = 40
+"""Captions that go through a decoder together on a CPU: fewer would not use it well."""
 
 
 class Decoder(nn.Module, ABC):
@@ -38,8 +42,32 @@ class Decoder(nn.Module, ABC):
         """One token a row (B,N) to log-probabilities (B,N,V) in fp32, attention (B,N,R), and the next state."""
 
     @abstractmethod
-    def outputs(self, grid: Tensor, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    def begin(self, grid: Tensor, pooled: Tensor) -> tuple[Tensors, Tensors]:
+        """The memory of a picture, as from `start`, and what its sentences begin from (B,1,…)."""
+
+    @abstractmethod
+    def sentences(self, memory: Tensors, first: Tensors, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Whole sentences (B,N,T) to outputs (B,N,T,H), which `vocabulary` scores words by, and attention."""
+
+    def outputs(self, grid: Tensor, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """`sentences` of features; padding has outputs that mean nothing.
+
+        More than half of a batch of captions is padding, and on a CPU that is half the time. So captions of about one
+        length go together, each group only as far as its longest.
+        """
+        memory, first = self.begin(grid, pooled)
+        lengths = _lengths(tokens)
+        if tokens.device.type != "cpu" or len(lengths) < 2 * GROUP:
+            return self.sentences(memory, first, tokens)
+        order = lengths.argsort(descending=True)
+        parts = []
+        for rows in order.chunk(len(order) // GROUP):
+            pictures, longest = rows // tokens.shape[1], int(lengths[rows[0]])
+            mine = [tuple(part[pictures] for part in whole) for whole in (memory, first)]
+            found = self.sentences(mine[0], mine[1], tokens.flatten(0, 1)[rows, None, :longest])
+            parts.append([F.pad(part, (0, 0, 0, tokens.shape[2] - longest)) for part in found])
+        outputs, attention = (torch.cat(part)[order.argsort()].view(*tokens.shape, -1) for part in zip(*parts))
+        return outputs, attention
 
     def forward(self, grid: Tensor, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Whole sentences (B,N,T), from the begin token on, to scores of the next words (B,N,T,V), and attention."""
@@ -58,3 +86,9 @@ def build_decoder(config: DecoderConfig, *, words: int, channels: int, pooled_ch
 
     kind = TransformerDecoder if config.kind == "transformer" else RecurrentDecoder
     return kind(config, words=words, channels=channels, pooled_channels=pooled_channels, regions=regions)
+
+
+def _lengths(tokens: Tensor) -> Tensor:
+    """Of sentences (B,N,T), up to the last token that is not padding, and 1 at least: (B·N)."""
+    places = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device)
+    return ((tokens != PAD) * places).amax(-1).clamp(min=1).flatten()

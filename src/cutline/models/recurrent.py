@@ -51,15 +51,16 @@ class RecurrentDecoder(Decoder):
 
     def step(self, memory: Tensors, state: Tensors, tokens: Tensor) -> tuple[Tensor, Tensor, Tensors]:
         gates = self._word_gates(self.vocabulary.embed(tokens))
-        output, attention, state = self._advance(memory, state, gates)
+        output, attention, state = self._advance(memory, state, gates, self._seen(gates))
         if self.after is not None:
             output, attention = self._look_back(memory, output)
         return F.log_softmax(self.vocabulary.logits(output), -1, dtype=torch.float32), attention, state
 
-    def outputs(self, grid: Tensor, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        rows = tokens.shape[1]
-        memory, state = self.start(grid, pooled)
-        state = tuple(part.expand(-1, rows, -1, -1) for part in state)
+    def begin(self, grid: Tensor, pooled: Tensor) -> tuple[Tensors, Tensors]:
+        return self.start(grid, pooled)
+
+    def sentences(self, memory: Tensors, first: Tensors, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        state = tuple(part.expand(-1, tokens.shape[1], -1, -1) for part in first)
         words = self.drop(self.vocabulary.embed(tokens))
         if self.before is not None:
             outputs, attention = self._word_by_word(memory, state, words)
@@ -86,11 +87,13 @@ class RecurrentDecoder(Decoder):
     def _word_by_word(self, memory: Tensors, state: Tensors, words: Tensor) -> tuple[Tensor, Tensor]:
         """The same where each word needs what was seen before it. The words' share of the gates comes all at once."""
         outputs, attention = [], []
-        for gates in self._word_gates(words).unbind(2):
+        all_gates = self._word_gates(words)
+        seen = self._seen(all_gates)
+        for gates in all_gates.unbind(2):
             if self.checkpointing and torch.is_grad_enabled():
-                output, weights, state = checkpoint(self._advance, memory, state, gates, use_reentrant=False)
+                output, weights, state = checkpoint(self._advance, memory, state, gates, seen, use_reentrant=False)
             else:
-                output, weights, state = self._advance(memory, state, gates)
+                output, weights, state = self._advance(memory, state, gates, seen)
             outputs.append(output)
             attention.append(weights)
         return torch.stack(outputs, 2), torch.stack(attention, 2)
@@ -108,13 +111,18 @@ class RecurrentDecoder(Decoder):
         """The words' share (…,E) of the first layer's gates."""
         return linear(words, self._weight("weight_ih", 0)[:, : self.embed], self._weight("bias_ih", 0))
 
-    def _advance(self, memory: Tensors, state: Tensors, gates: Tensor) -> tuple[Tensor, Tensor, Tensors]:
+    def _seen(self, gates: Tensor) -> Tensor:
+        """The weights by which what was seen has its share of the first layer's gates. Once a sentence: a part of a
+        parameter is cast each time that it is used, and its gradient is as large as the whole."""
+        return self._weight("weight_ih", 0)[:, self.embed :].to(gates.dtype)
+
+    def _advance(self, memory: Tensors, state: Tensors, gates: Tensor, seen: Tensor) -> tuple[Tensor, Tensor, Tensors]:
         """One word on: output (B,N,H), attention (B,N,R) and the next state; the formulas of nn.LSTM and nn.GRU."""
         attention = gates.new_zeros(*gates.shape[:2], 0)
         if self.before is not None:
             keys, values = memory
             attention = self.before(state[0][:, :, -1], keys)
-            gates = gates + F.linear(attention @ values, self._weight("weight_ih", 0)[:, self.embed :])
+            gates = gates + F.linear(attention @ values, seen)
         after = []
         output = gates
         for layer in range(self.layers):

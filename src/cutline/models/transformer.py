@@ -57,10 +57,13 @@ class TransformerDecoder(Decoder):
         logits = self.vocabulary.logits(output.squeeze(2))
         return F.log_softmax(logits, -1, dtype=torch.float32), attention.squeeze(2), state
 
-    def outputs(self, grid: Tensor, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        prefix = self._prefix(pooled).expand(-1, tokens.shape[1], -1, -1)
+    def begin(self, grid: Tensor, pooled: Tensor) -> tuple[Tensors, Tensors]:
+        return self._memory(grid), (self._prefix(pooled),)
+
+    def sentences(self, memory: Tensors, first: Tensors, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        prefix = first[0].expand(-1, tokens.shape[1], -1, -1)
         words = self.drop(torch.cat([prefix, self._place(self._embed(tokens), 1)], 2))
-        outputs, attention, _ = self._layers(self._memory(grid), (), words)
+        outputs, attention, _ = self._layers(memory, (), words)
         return outputs[:, :, 1:], attention[:, :, 1:]
 
     def _memory(self, grid: Tensor) -> Tensors:
