@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,20 @@ def test_the_bundle_searches_as_scored_best_on_validation(whole: Path, run_cutli
     bundle = json.loads((whole / "bundle" / "bundle.json").read_text())
     assert bundle["search"] == chosen
     assert "consensus.npz" in bundle["files"]
+
+
+@pytest.mark.slow
+def test_a_consensus_is_of_the_weights_that_it_goes_with(whole: Path, tmp_path: Path, run_cutline: Run) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    (own,) = run.glob("consensus-*.npz")
+    assert (run / "checkpoints" / own.stem.removeprefix("consensus-")).is_dir()
+    learned = own.read_bytes()
+    (run / "consensus-step-00000001.npz").write_bytes(b"of weights that are no longer the best")
+    own.unlink()
+    done = run_cutline("export", run, "--out", tmp_path / "bundle")
+    assert done.returncode == 0, done.stderr
+    assert own.read_bytes() == learned
+    assert list(run.glob("consensus-*.npz")) == [own]
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""The consensus of a run: learned from its training pictures once its captioner is ready, and kept in its folder."""
+"""The consensus of a run: learned from its training pictures once its captioner is ready, and kept in its folder.
+
+It belongs to the weights whose encoder saw the pictures, and is named by their checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +22,18 @@ from cutline.engine.runtime import Precision, choose_device
 from cutline.errors import DataError, ModelError
 from cutline.models.captioner import Captioner
 
-FILE = "consensus.npz"
+FILE = "consensus-{}.npz"
 
 
 def learn(
     path: Path, model: Captioner, words: Words, config: Config, samples: Sequence[Sample], *, quiet: bool = False
 ) -> Consensus:
-    """See every training picture once as the encoder does, and fit; RUN/consensus.npz is what comes of it."""
+    """See every training picture once as the encoder of the best weights does, and fit."""
     device = choose_device(config.device).torch
     learn_from = list(samples)
-    last = config.stage(Checkpoints(path, folder.identity(path)).best().stage)  # which has its features, if any has
-    source, _ = run.stored_or_pictures(last, model.to(device), learn_from, [], quiet)
+    best = Checkpoints(path, folder.identity(path)).best()
+    stage = config.stage(best.stage)  # which has its features, if any has
+    source, _ = run.stored_or_pictures(stage, model.to(device), learn_from, [], quiet)
     seen, kept = [], []
     computing = Precision(config.training.precision, device).autocast()
     with computing, progress("seeing what captions agree on", len(learn_from), "pictures", quiet=quiet) as advance:
@@ -44,15 +48,18 @@ def learn(
         lang: [[tuple(words.encode(text, lang)) for text in sample.captions.get(lang, ())] for sample in kept]
         for lang in words.languages
     }
-    durable.write(path / FILE, fit(np.concatenate(seen), captions).to_bytes())
+    fitted = fit(np.concatenate(seen), captions).to_bytes()
+    for old in path.glob(FILE.format("*")):
+        old.unlink()
+    durable.write(path / FILE.format(best.path.name), fitted)
     found = load(path)
     assert found
     return found
 
 
 def load(path: Path) -> Consensus | None:
-    """A run's consensus, if it has one."""
-    file = path / FILE
+    """The consensus of a run's best weights, if it has one."""
+    file = path / FILE.format(Checkpoints(path, folder.identity(path)).best().path.name)
     try:
         return Consensus.parse(file.read_bytes()) if file.exists() else None
     except ModelError as error:
