@@ -10,11 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.common import Row, paired
@@ -22,6 +23,7 @@ from benchmarks.plain import PlainRecurrent
 from cutline.config import DecoderConfig, EncoderConfig, PicturesConfig
 from cutline.engine.runtime import keep_memory
 from cutline.models.decoder import Decoder, build_decoder
+from cutline.models.dropout import Dropout
 from cutline.models.encoders import build_encoder
 from cutline.models.vocabulary import PAD
 
@@ -44,6 +46,7 @@ def rows() -> Iterator[Row]:
                 f"{ours * 1e3:.0f} ms, {theirs * 1e3:.0f} ms",
             )
     yield from padding_rows()
+    yield dropout_row()
     yield from keeping_rows()
     print()
     print_memory()
@@ -122,6 +125,19 @@ def padding_rows() -> Iterator[Row]:
             1.05,
             f"{ours * 1e3:.0f} ms, {theirs * 1e3:.0f} ms",
         )
+
+
+def dropout_row() -> Row:
+    inputs = torch.randn(160, 24, HIDDEN, requires_grad=True)
+
+    def drop(module: nn.Module) -> None:
+        module(inputs).sum().backward()
+
+    ours, theirs = paired(partial(drop, Dropout(0.5)), partial(drop, nn.Dropout(0.5)))
+    detail = f"{ours * 1e3:.1f} ms, {theirs * 1e3:.1f} ms"
+    return Row(
+        f"dropout, {inputs.numel() / 1e6:.1f} M numbers, forward and back", "nn.Dropout", theirs / ours, 1.5, detail
+    )
 
 
 def keeping_rows() -> Iterator[Row]:

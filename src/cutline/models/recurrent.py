@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from cutline.config import DecoderConfig
 from cutline.models.attention import Bahdanau, Luong, Regions, normalise
 from cutline.models.decoder import Decoder, Tensors
+from cutline.models.dropout import Dropout
 from cutline.models.linear import linear
 from cutline.models.vocabulary import Vocabulary
 
@@ -27,7 +28,7 @@ class RecurrentDecoder(Decoder):
         self.hidden, self.embed, self.layers = hidden, embed, config.layers
         self.is_lstm = config.kind == "lstm"
         self.vocabulary = Vocabulary(words, hidden, embed, tie=config.tie)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.first = nn.Linear(pooled_channels, config.layers * hidden * (2 if self.is_lstm else 1))
         looks = config.attention != "none"
         self.values = Regions(channels, hidden, regions) if looks else None
@@ -127,7 +128,7 @@ class RecurrentDecoder(Decoder):
         output = gates
         for layer in range(self.layers):
             if layer:
-                output = F.dropout(output, self.drop.p, self.training)
+                output = self.drop(output)
                 gates = F.linear(output, self._weight("weight_ih", layer), self._weight("bias_ih", layer))
             before = tuple(part[:, :, layer] for part in state)
             recurrent = F.linear(before[0], self._weight("weight_hh", layer), self._weight("bias_hh", layer))

@@ -17,6 +17,7 @@ from cutline.config import DecoderConfig
 from cutline.errors import ConfigError
 from cutline.models.attention import Regions, normalise
 from cutline.models.decoder import Decoder, Tensors
+from cutline.models.dropout import Dropout
 from cutline.models.vocabulary import Vocabulary
 
 
@@ -39,7 +40,7 @@ class TransformerDecoder(Decoder):
         self.widen = nn.Linear(embed, hidden, bias=False) if embed != hidden else nn.Identity()
         self.first = nn.Linear(pooled_channels, hidden)
         self.values = Regions(channels, hidden, regions)
-        self.drop = nn.Dropout(config.dropout)
+        self.drop = Dropout(config.dropout)
         self.layers: Iterable[Layer] = nn.ModuleList(  # type: ignore[assignment]
             Layer(hidden, config.heads, config.dropout) for _ in range(config.layers)
         )
@@ -115,7 +116,7 @@ class Layer(nn.Module):
         self.regions = nn.Linear(hidden, 2 * hidden)
         self.look_out = nn.Linear(hidden, hidden)
         self.think = nn.Sequential(nn.Linear(hidden, 4 * hidden), nn.GELU(), nn.Linear(4 * hidden, hidden))
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
 
     def look_at(self, regions: Tensor) -> Tensors:
         """Keys and values (B,R,H) of the regions, for `forward`."""
