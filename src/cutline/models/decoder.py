@@ -41,9 +41,9 @@ class Decoder(nn.Module, ABC):
     def step(self, memory: Tensors, state: Tensors, tokens: Tensor) -> tuple[Tensor, Tensor, Tensors]:
         """One token a row (B,N) to log-probabilities (B,N,V) in fp32, attention (B,N,R), and the next state."""
 
-    @abstractmethod
     def begin(self, grid: Tensor, pooled: Tensor) -> tuple[Tensors, Tensors]:
-        """The memory of a picture, as from `start`, and what its sentences begin from (B,1,…)."""
+        """The memory of a picture, and what its `sentences` begin from (B,1,…): a step's state, or something else."""
+        return self.start(grid, pooled)
 
     @abstractmethod
     def sentences(self, memory: Tensors, first: Tensors, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -56,17 +56,18 @@ class Decoder(nn.Module, ABC):
         length go together, each group only as far as its longest.
         """
         memory, first = self.begin(grid, pooled)
-        lengths = _lengths(tokens)
-        if tokens.device.type != "cpu" or len(lengths) < 2 * GROUP:
+        captions = tokens.flatten(0, 1)
+        if tokens.device.type != "cpu" or len(captions) < 2 * GROUP:
             return self.sentences(memory, first, tokens)
+        lengths = _lengths(captions)
         order = lengths.argsort(descending=True)
-        parts = []
+        found = []
         for rows in order.chunk(len(order) // GROUP):
             pictures, longest = rows // tokens.shape[1], int(lengths[rows[0]])
-            mine = [tuple(part[pictures] for part in whole) for whole in (memory, first)]
-            found = self.sentences(mine[0], mine[1], tokens.flatten(0, 1)[rows, None, :longest])
-            parts.append([F.pad(part, (0, 0, 0, tokens.shape[2] - longest)) for part in found])
-        outputs, attention = (torch.cat(part)[order.argsort()].view(*tokens.shape, -1) for part in zip(*parts))
+            mine, own = (tuple(part.index_select(0, pictures) for part in whole) for whole in (memory, first))
+            parts = self.sentences(mine, own, captions[rows, None, :longest])
+            found.append([F.pad(part, (0, 0, 0, tokens.shape[2] - longest)) for part in parts])
+        outputs, attention = (torch.cat(parts)[order.argsort()].view(*tokens.shape, -1) for parts in zip(*found))
         return outputs, attention
 
     def forward(self, grid: Tensor, pooled: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +89,7 @@ def build_decoder(config: DecoderConfig, *, words: int, channels: int, pooled_ch
     return kind(config, words=words, channels=channels, pooled_channels=pooled_channels, regions=regions)
 
 
-def _lengths(tokens: Tensor) -> Tensor:
-    """Of sentences (B,N,T), up to the last token that is not padding, and 1 at least: (B·N)."""
-    places = torch.arange(1, tokens.shape[-1] + 1, device=tokens.device)
-    return ((tokens != PAD) * places).amax(-1).clamp(min=1).flatten()
+def _lengths(captions: Tensor) -> Tensor:
+    """Of captions (M,T), up to the last token that is not padding, and 1 at least."""
+    places = torch.arange(1, captions.shape[-1] + 1)
+    return ((captions != PAD) * places).amax(-1).clamp(min=1)

@@ -57,9 +57,6 @@ class RecurrentDecoder(Decoder):
             output, attention = self._look_back(memory, output)
         return F.log_softmax(self.vocabulary.logits(output), -1, dtype=torch.float32), attention, state
 
-    def begin(self, grid: Tensor, pooled: Tensor) -> tuple[Tensors, Tensors]:
-        return self.start(grid, pooled)
-
     def sentences(self, memory: Tensors, first: Tensors, tokens: Tensor) -> tuple[Tensor, Tensor]:
         state = tuple(part.expand(-1, tokens.shape[1], -1, -1) for part in first)
         words = self.drop(self.vocabulary.embed(tokens))
