@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cutline import __version__
-from cutline.cli import VERBS
+from cutline.cli import VERBS, main
 from cutline.cli.completion import script
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -89,3 +90,23 @@ def test_doctor_names_the_extras_that_are_missing(
     shown = capsys.readouterr().out
     assert "pip install 'cutline[openvino]'" in shown
     assert "cutline[train]" not in shown
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ({}, ("PASSIVE", "5000")),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", None)),
+        ({"GOMP_SPINCOUNT": "7"}, ("PASSIVE", "7")),
+    ],
+)
+def test_threads_that_wait_sleep_unless_told_otherwise(
+    given: dict[str, str], used: tuple[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that what is set here ends with the test
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert main(["nothing"]) == 2
+    assert (os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")) == used

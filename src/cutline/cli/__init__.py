@@ -47,9 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         print(f"cutline {__version__}")
         return 0
-    # Threads that wait should sleep: on a machine that does anything else besides, spinning ones made a training step
-    # fifteen times slower. It must be said before PyTorch loads its OpenMP.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that wait should soon sleep: on a machine that does anything else besides, spinning ones made a training
+    # step fifteen times slower. But waking takes time, so GNU's OpenMP, which PyTorch has on Linux, may spin for about
+    # 50 microseconds first. It must be said before PyTorch loads it.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     verb, *rest = arguments
     try:
         if verb not in VERBS:
