@@ -4,7 +4,6 @@ and what checkpointing saves and costs."""
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from torch.nn import functional as F
 from benchmarks.common import Row, paired
 from benchmarks.plain import PlainRecurrent
 from cutline.config import DecoderConfig, EncoderConfig, PicturesConfig
+from cutline.engine.machine import peak_memory
 from cutline.engine.runtime import keep_memory
 from cutline.models.decoder import Decoder, build_decoder
 from cutline.models.dropout import Dropout
@@ -204,10 +204,4 @@ def measure(name: str, precision: str, checkpointing: bool) -> None:
         start = time.perf_counter()
         run()
         times.append(time.perf_counter() - start)
-    print(json.dumps({"megabytes": peak(), "seconds": min(times)}))
-
-
-def peak() -> float:
-    """Megabytes that the process has held at most."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    print(json.dumps({"megabytes": (peak_memory() or 0) / 1e6, "seconds": min(times)}))
