@@ -48,10 +48,10 @@ def learn(
         lang: [[tuple(words.encode(text, lang)) for text in sample.captions.get(lang, ())] for sample in kept]
         for lang in words.languages
     }
-    fitted = fit(np.concatenate(seen), captions).to_bytes()
-    for old in path.glob(FILE.format("*")):
+    file = path / FILE.format(best.path.name)
+    durable.write(file, fit(np.concatenate(seen), captions).to_bytes())
+    for old in set(path.glob(FILE.format("*"))) - {file}:
         old.unlink()
-    durable.write(path / FILE.format(best.path.name), fitted)
     found = load(path)
     assert found
     return found

@@ -19,7 +19,7 @@ from cutline.models.vocabulary import PAD, Vocabulary
 
 Tensors = tuple[Tensor, ...]
 GROUP = 40
-"""Captions that go through a decoder together on a CPU: fewer would not use it well."""
+"""About how many captions go through a decoder together on a CPU, or more: fewer would not use it well."""
 
 
 class Decoder(nn.Module, ABC):
@@ -64,8 +64,8 @@ class Decoder(nn.Module, ABC):
         found = []
         for rows in order.chunk(len(order) // GROUP):
             pictures, longest = rows // tokens.shape[1], int(lengths[rows[0]])
-            mine, own = (tuple(part.index_select(0, pictures) for part in whole) for whole in (memory, first))
-            parts = self.sentences(mine, own, captions[rows, None, :longest])
+            theirs, begun = (tuple(part.index_select(0, pictures) for part in whole) for whole in (memory, first))
+            parts = self.sentences(theirs, begun, captions[rows, None, :longest])
             found.append([F.pad(part, (0, 0, 0, tokens.shape[2] - longest)) for part in parts])
         outputs, attention = (torch.cat(parts)[order.argsort()].view(*tokens.shape, -1) for parts in zip(*found))
         return outputs, attention
