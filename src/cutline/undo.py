@@ -1,6 +1,6 @@
 """The undo file: what was about to be done to pictures, on the disk before it is done.
 
-A line of JSON each. A crash can only cut the last line short, and what it would have said was not begun.
+A line of JSON each. A crash can only spoil the last line, and what it would have said was not begun.
 """
 
 from __future__ import annotations
@@ -123,11 +123,25 @@ class Undo:
 
 
 def _sound(data: bytes) -> int:
-    """How many bytes are lines of ours. What follows was cut short, or is what a power loss left: it was not begun."""
+    """How many bytes are lines of ours. What follows was cut short, or is what a power loss left: it was not begun.
+
+    A power loss may leave any bytes, line ends among them. What can all be printed is rather what a person has written.
+    """
     lines = data.split(b"\n")[:-1]
-    while lines and any(byte < 32 or byte > 126 for byte in lines[-1]):
-        lines.pop()
-    return sum(len(line) + 1 for line in lines)
+    sound = len(lines)
+    while sound and not _is_object(lines[sound - 1]):
+        sound -= 1
+    rest = b"".join(lines[sound:])
+    if rest and all(32 <= byte <= 126 for byte in rest):
+        sound = len(lines)
+    return sum(len(line) + 1 for line in lines[:sound])
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 def _below(name: str) -> str:

@@ -180,10 +180,15 @@ FATES: list[Callable[[bytearray, int, bytes], None]] = [
     lambda found, offset, data: _put(found, offset, data[:-1]),
     lambda found, offset, data: _put(found, offset + len(data) // 2, data[len(data) // 2 :]),
     lambda found, offset, data: _put(found, offset, bytes(len(data))),
-    lambda found, offset, data: _put(found, offset, random.Random(len(data)).randbytes(len(data))),
+    lambda found, offset, data: _put(found, offset, _garbage(len(data))),
     _put,
 ]
 """What may become of a write."""
+
+
+def _garbage(size: int) -> bytes:
+    """Much of it what a reader of lines, of JSON or of text would trip over."""
+    return bytes(random.Random(size).choices(b'\n\n\r{"a1 \0\x80\xff', k=size))
 
 
 def crash_states(before: Folder, calls: Iterable[Call], most: int) -> Iterator[tuple[int, str, Tree]]:

@@ -68,6 +68,19 @@ def test_a_damaged_line_is_named_and_the_others_are_undone(photos: Path, tmp_pat
     assert without_undo(to) == {"dog/1.jpg": b"one" * 99}
 
 
+@pytest.mark.parametrize(("left", "named"), [(b'"source": "x"', True), (b"\n", False), (b'\n{"a\n\xff\n', False)])
+def test_a_last_line_is_named_where_a_person_may_have_written_it(
+    photos: Path, tmp_path: Path, left: bytes, named: bool
+) -> None:
+    """And not what only a power loss leaves: blank lines, and bytes that nobody types."""
+    to = tmp_path / "sorted"
+    put(to, *all_of(photos))
+    with (to / sorting.UNDO).open("ab") as file:
+        file.write(left + b"\n")
+    count = len((to / sorting.UNDO).read_bytes().splitlines())
+    assert take_back(to) == ([f"{to / sorting.UNDO}: line {count} cannot be read"] if named else [])
+
+
 @pytest.mark.parametrize(
     ("source", "target"),
     [("/tmp/stolen", "../secret"), ("/tmp/stolen", "/etc/x"), ("/tmp/stolen", "a/../../secret"), ("stolen", "secret")],
