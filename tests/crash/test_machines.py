@@ -1,0 +1,158 @@
+"""Two machines that learn as one, by plain torchrun: two hosts on a network of their own, and a disk that they share.
+
+The hosts are network namespaces with names and addresses, so what crosses a network here really does: the cable can be
+pulled, and a host killed with all that runs on it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+HANG_MINUTES = 0.3
+EPOCHS = 8
+
+
+@dataclass(frozen=True)
+class Host:
+    name: str
+    cable: str
+    """Its end of the wire between the two."""
+
+    def start(self, command: list[object], output: Path) -> subprocess.Popen[bytes]:
+        named = ["unshare", "--uts", "sh", "-c", f'hostname {self.name} && exec "$@"', "sh"]
+        environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        with output.open("ab") as file:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self.name, *named, *map(str, command)],
+                stdout=file, stderr=subprocess.STDOUT, env=environment,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        for pid in ip("netns", "pids", self.name).split():
+            os.kill(int(pid), signal.SIGKILL)
+
+    def pull_cable(self, *, out: bool) -> None:
+        ip("-n", self.name, "link", "set", self.cable, "down" if out else "up")
+
+
+def ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[Host, Host]]:
+    if os.geteuid() or not shutil.which("ip"):
+        pytest.skip("making a network of one's own takes root and iproute2")
+    both = [Host(f"cutline-{os.getpid()}-{letter}", f"wire-{letter}") for letter in "ab"]
+    try:
+        for host in both:
+            ip("netns", "add", host.name)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network of one's own here: {error.stderr}")
+    addresses = [f"10.77.0.{number}" for number in (1, 2)]
+    known = "127.0.0.1 localhost\n" + "".join(f"{at} {host.name}\n" for at, host in zip(addresses, both, strict=True))
+    try:
+        one, two = both
+        ip("-n", one.name, "link", "add", one.cable, "type", "veth", "peer", two.cable, "netns", two.name)
+        for address, host in zip(addresses, both, strict=True):
+            names = Path("/etc/netns", host.name, "hosts")  # which `ip netns exec` puts in the place of /etc/hosts
+            names.parent.mkdir(parents=True)
+            names.write_text(known)
+            ip("-n", host.name, "address", "add", f"{address}/24", "dev", host.cable)
+            ip("-n", host.name, "link", "set", host.cable, "up")
+            ip("-n", host.name, "link", "set", "lo", "up")
+        yield one, two
+    finally:
+        for host in both:
+            host.kill()
+            ip("netns", "delete", host.name)
+            shutil.rmtree(Path("/etc/netns", host.name), ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
+    file = tmp_path_factory.mktemp("machines") / "machines.toml"
+    text = tiny_config.read_text().replace("epochs = 2", f"epochs = {EPOCHS}")
+    file.write_text(text + f"\n[health]\nhang_minutes = {HANG_MINUTES}\n")
+    return file
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, config: Path) -> Path:
+    """What two processes of one machine learn, undisturbed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    output = tmp_path_factory.mktemp("alone")
+    command += ["-m", "cutline", *training(scenes_folder, config, output)]
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    subprocess.run(command, check=True, timeout=240, capture_output=True, env=environment)
+    return the_run(output)
+
+
+def training(data: Path, config: Path, output: Path) -> list[str]:
+    return ["train", "--preset", "scenes", "--config", str(config), "--data", str(data), "--output", str(output)]
+
+
+def torchrun(head: Host, data: Path, config: Path, output: Path) -> list[object]:
+    """The command of the docs, the same on all machines."""
+    return [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", 2, "--nproc-per-node", 1, "--max-restarts", 5,
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{head.name}:29500", "--rdzv-id", "captions",
+        "-m", "cutline", *training(data, config, output),
+    ]  # fmt: skip
+
+
+def the_run(output: Path) -> Path:
+    (run,) = (path for path in output.iterdir() if path.is_dir() and not path.is_symlink())
+    return run
+
+
+def steps(output: Path) -> int:
+    try:
+        lines = (the_run(output) / "events.jsonl").read_text().splitlines()
+    except (ValueError, FileNotFoundError):
+        return 0
+    return sum(json.loads(line)["kind"] == "step" for line in lines[:-1])
+
+
+def wait_for(what: str, until: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, f"no {what} within {seconds} s"
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("fault", ["none", "killed", "power cut"])
+def test_a_run_over_two_machines_ends_as_on_one(
+    fault: str, hosts: tuple[Host, Host], tmp_path: Path, scenes_folder: Path, config: Path, alone: Path
+) -> None:
+    """Though the second machine is killed, or loses power, which nobody tells the first, and then comes back."""
+    first, second = hosts
+    output = tmp_path / "runs"
+    command = torchrun(first, scenes_folder, config, output)
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    processes = [host.start(command, log) for host, log in zip(hosts, logs, strict=True)]
+    if fault != "none":
+        wait_for("step", lambda: steps(output) > 8)
+        if fault == "power cut":
+            second.pull_cable(out=True)
+        second.kill()
+        assert steps(output) < EPOCHS * 3, "it was over before the fault"
+        if fault == "power cut":
+            wait_for("hang noticed", lambda: "Timed out" in logs[0].read_text(), HANG_MINUTES * 60 + 60)
+            second.pull_cable(out=False)
+        processes[1] = second.start(command, logs[1])
+    for process, log in zip(processes, logs, strict=True):
+        assert process.wait(240) == 0, log.read_text()
+    assert (the_run(output) / "events.jsonl").read_bytes() == (alone / "events.jsonl").read_bytes()
