@@ -169,8 +169,9 @@ class TrainingConfig:
     """Largest gradient norm (0: no clipping)."""
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Number format of the arithmetic; weights stay fp32, and fp16 scales its loss."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    """Number format of the arithmetic; weights stay fp32, and fp16 scales its loss. "auto": bf16 where it is faster
+    than fp32, which is measured when the run begins."""
     checkpointing: bool = False
     """Recompute instead of store: less memory, more time."""
     ema: float = 0.0
@@ -358,6 +359,10 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
     for number, stage in enumerate(config.stages):
         if odd := [key for key in stage if key not in STAGED]:
             raise ConfigError(f"stage {number + 1} changes '{odd[0]}'", expected=", ".join(STAGED))
+        if stage.get("training", {}).get("precision") == "auto":
+            raise ConfigError(
+                f"stage {number + 1} leaves its precision open", expected='fp32, bf16 or fp16; "auto" is for all stages'
+            )
         try:
             config.stage(number)
         except ConfigError as error:

@@ -147,6 +147,8 @@ class Captioner:
             )
         names = ("num", "beam", "method", "seed")
         given = {name: value for name in names if (value := options.get(name)) is not None}
+        if "beam" in given:
+            given.setdefault("method", "beam")  # so many, and not in groups that the bundle may ask for
         settings = config.from_dict({"search": given}, config.Config(search=self.settings)).search
         if "beam" not in given and settings.num > settings.beam:
             share = settings.groups if settings.method == "diverse" else 1

@@ -78,7 +78,7 @@ def flickr8k() -> Config:
         encoder=EncoderConfig(name="mobilenetv2_100", train="nothing"),
         decoder=DecoderConfig(kind="lstm", attention="luong", hidden=512, dropout=0.5),
         training=TrainingConfig(
-            batch=32, captions=5, precision="bf16", ema=0.998, validate_every=2, validate_limit=400, choose_search=True
+            batch=32, captions=5, precision="auto", ema=0.998, validate_every=2, validate_limit=400, choose_search=True
         ),
         search=SearchConfig(beam=3, max_length=24, say_once=True, consensus=2.0),
         stages=(
@@ -117,7 +117,7 @@ def coco() -> Config:
         encoder=EncoderConfig(name="resnet101", train="nothing"),
         decoder=DecoderConfig(kind="lstm", attention="bahdanau", hidden=512, dropout=0.5),
         training=TrainingConfig(
-            batch=64, captions=5, precision="bf16", ema=0.999, validate_limit=5000, save_minutes=5, choose_search=True
+            batch=64, captions=5, precision="auto", ema=0.999, validate_limit=5000, save_minutes=5, choose_search=True
         ),
         search=SearchConfig(beam=5, max_length=20, consensus=2.0),
         stages=(
@@ -158,7 +158,7 @@ def transfer() -> Config:
     return replace(
         base,
         name="transfer",
-        training=replace(base.training, batch=64, precision="bf16", patience=0),
+        training=replace(base.training, batch=64, precision="auto", patience=0),
         stages=(
             {"training": {"epochs": 10, "batch": 128, "precision": "fp32", "validate_every": 5}},
             {
@@ -184,7 +184,7 @@ def scratch() -> Config:
         ),
         encoder=EncoderConfig(name="cnn:width=48"),
         training=TrainingConfig(
-            epochs=65, batch=128, rate=3e-3, weight_decay=0.05, warmup=100, precision="bf16", ema=0.998,
+            epochs=65, batch=128, rate=3e-3, weight_decay=0.05, warmup=100, precision="auto", ema=0.998,
             validate_limit=0, validate_every=5,
         ),
     )  # fmt: skip

@@ -82,13 +82,14 @@ def test_a_stage_may_look_at_pictures_of_another_size(whole: Path) -> None:
 @pytest.mark.slow
 def test_the_bundle_searches_as_scored_best_on_validation(whole: Path, run_cutline: Run) -> None:
     told = json.loads((whole / "search.json").read_text())
-    names = ("beam", "length_penalty", "consensus")
+    names = ("beam", "groups", "length_penalty", "consensus")
     tried = {tuple(each[name] for name in names): each["metric"] for each in told["tried"]}
-    assert {beam for beam, *_ in tried} == {1, 2, 3, 5, 10, 20}
-    assert len({penalty for _, penalty, _ in tried}) == 5
-    assert len({weight for *_, weight in tried}) == 5
+    assert {tuple(shape) for *shape, _, _ in tried} == {*((n, 1) for n in (1, 2, 3, 5, 10, 20)), (20, 4), (40, 4)}
+    assert len({penalty for *_, penalty, _ in tried}) == 5
+    assert len({weight for *_, weight in tried}) == 6
     chosen = told["chosen"]
-    scored = tried[tuple(chosen[name] for name in names)]
+    as_told = {**chosen, "groups": chosen["groups"] if chosen["method"] == "diverse" else 1}
+    scored = tried[tuple(as_told[name] for name in names)]
     assert scored == max(tried.values()) > 0
     judged = json.loads(run_cutline("evaluate", whole, "--split", "val", "--format", "json").stdout)
     assert sum(each["cider"] for each in judged.values()) / 2 == pytest.approx(scored, abs=0.01)  # by a real search

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from cutline import config as configuration
 from cutline import cpus
+from cutline.cli import work
 from cutline.config import TrainingConfig
-from cutline.engine import events, runtime
+from cutline.engine import events, folder, run, runtime
 from cutline.engine.average import Average
-from cutline.engine.runtime import Precision, choose_device, readers, reseed
+from cutline.engine.known import Known
+from cutline.engine.runtime import Precision, choose_device, choose_precision, readers, reseed
 from cutline.engine.schedule import rate_factor
 from cutline.errors import ConfigError
 
@@ -176,6 +179,45 @@ def test_readers_take_what_those_who_learn_leave(
     monkeypatch.setattr(runtime, "ROOM", 0)
     monkeypatch.setattr(runtime, "FORKS", False)
     assert readers(torch.device(device), here) == 0
+
+
+@pytest.mark.parametrize(("able", "gain", "name"), [(True, 2.0, "bf16"), (True, 0.7, "fp32"), (False, 2.0, "fp32")])
+def test_bf16_is_taken_where_it_is_faster(able: bool, gain: float, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+    monkeypatch.setattr(runtime, "_gain_of_bf16", lambda: gain)
+    assert choose_precision(torch.device("cpu"))[0] == name
+
+
+def test_how_fast_bf16_is_can_be_measured_and_leaves_no_trace() -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    assert 0.001 < runtime._gain_of_bf16() < 1000
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("measured", ["fp32", "bf16"])
+def test_an_open_precision_is_settled_once(
+    measured: str, tmp_path: Path, scenes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the run begins; on another machine, where another would be faster, it goes on with the same."""
+    small = {"task": "classes", "pictures": {"size": 16}, "encoder": {"name": "cnn:width=8,stages=2"}}
+    asked = configuration.from_dict(
+        {**small, "training": {"precision": "auto"}, "output": str(tmp_path), "data": {"path": str(scenes_folder)}}
+    )
+    monkeypatch.setattr(run, "choose_precision", lambda device: (measured, "so it was"))
+    prepared = run.prepare(asked, quiet=True)
+    path = run.create(prepared, folder.make(asked))
+    assert folder.unfinished(asked) == path
+    assert folder.settings(path).training.precision == measured
+    assert run.trainer(prepared, path).precision.dtype == {"fp32": None, "bf16": torch.bfloat16}[measured]
+    monkeypatch.setattr(run, "choose_precision", lambda device: pytest.fail("it is settled"))
+    again = run.prepare(work._as_begun(asked, path), known=Known.load(path, "classes"), quiet=True)
+    assert again.config == prepared.config
+
+
+def test_a_stage_names_its_precision() -> None:
+    with pytest.raises(ConfigError, match="stage 2 leaves its precision open"):
+        configuration.from_dict({"stages": [{}, {"training": {"precision": "auto"}}]})
 
 
 FAULTS = """

@@ -48,6 +48,15 @@ def test_it_captions_a_photograph_in_each_language(captioner: Captioner) -> None
         assert re.search(rf"\b({words})\b", said[lang]), f"{lang}: {said[lang]}"
 
 
+def test_it_takes_as_many_beams_as_are_asked_for(captioner: Captioner) -> None:
+    """However many groups it searches in by itself."""
+    with as_file(files("sklearn.datasets.images") / "flower.jpg") as picture:
+        five = captioner.caption(picture, beam=5)[0]
+        assert five == captioner.caption(picture, beam=5, method="beam")[0]
+        alone = captioner.caption(picture, beam=1)[0]
+        assert alone.text == captioner.caption(picture, method="greedy")[0].text
+
+
 def test_its_card_names_its_sources_and_their_terms() -> None:
     import zipfile
 

@@ -172,7 +172,7 @@ def _search(trial: Trial, quiet: bool) -> dict[str, float]:
         captions = prepared.task.captions if isinstance(prepared.task, BothTask) else prepared.task
         assert isinstance(captions, CaptioningTask)
         agreed = agree.load(path) or agree.learn(
-            path, model, words, config, prepared.corpus.split("train"), quiet=quiet
+            path, model, words, prepared.config, prepared.corpus.split("train"), quiet=quiet
         )
         captions.opinions = agreed.opinions()
     batch = prepared.task.config.training.batch

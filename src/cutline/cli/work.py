@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cutline import config as configuration
 from cutline.cli import finish_classes
 from cutline.cli.evaluate import Judgement, show
 from cutline.cli.finish import finish
@@ -132,7 +133,8 @@ def _prepared_in_turn(
     def prepare(anew: bool = False) -> run.Prepared:
         known = None if anew else Known.load(path, config.task)
         start = weights.named(run.load_model(path)[0]) if before else run.kept_encoder(path, stage)
-        return run.prepare(config, known=known, stage=stage, start=start, ranks=ranks, quiet=quiet)
+        asked = config if anew else _as_begun(config, path)
+        return run.prepare(asked, known=known, stage=stage, start=start, ranks=ranks, quiet=quiet)
 
     prepared = None
     if ranks.first:
@@ -152,6 +154,14 @@ def _prepared_in_turn(
         prepared = prepared or prepare()
     ranks.gather(None)
     return prepared or prepare()
+
+
+def _as_begun(config: Config, path: Path) -> Config:
+    """With the precision that was measured when the run began: on another machine it might be another."""
+    if config.training.precision != "auto":
+        return config
+    begun = folder.settings(path).training.precision
+    return configuration.from_dict({"training": {"precision": begun}}, config)
 
 
 def _learn(given: Any, trainer: Trainer, quiet: bool) -> None:

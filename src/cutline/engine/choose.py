@@ -25,8 +25,10 @@ from cutline.search import Hypothesis
 BEAMS = (1, 2, 3, 5)
 WIDE = (10, 20)
 """Beams that are tried as well where a consensus chooses among them; without one, so many choose worse than few."""
+VARIED, GROUPS, DIVERSITY = (20, 40), 4, 0.3
+"""Beams in groups that avoid one another's words a little, likewise: they leave more to choose from."""
 PENALTIES = (0.0, 0.4, 0.7, 1.0, 1.3)
-WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0)
+WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 12.0)
 """Of the consensus."""
 FILE = "search.json"
 
@@ -34,6 +36,7 @@ FILE = "search.json"
 @dataclass(frozen=True)
 class Tried:
     beam: int
+    groups: int
     length_penalty: float
     consensus: float
     scores: dict[str, float]
@@ -51,7 +54,7 @@ def choose_search(
     *,
     quiet: bool = False,
 ) -> SearchConfig:
-    """Beams with the penalty that is set, then penalties with the best of them; RUN/search.json tells of all tries.
+    """Beams with the penalty that is set, then penalties with the best of these; RUN/search.json tells of all tries.
 
     Each search keeps all that its beams have finished: what another weight of the consensus would have chosen of them
     can be said without searching again.
@@ -74,14 +77,17 @@ def choose_search(
         return max(tried.metric for tried in tries[before:])
 
     others = [penalty for penalty in PENALTIES if penalty != given.length_penalty]
-    beams = (*BEAMS, *WIDE) if consensus else BEAMS
+    beams = [replace(given, beam=beam) for beam in ((*BEAMS, *WIDE) if consensus else BEAMS)]
+    if consensus:
+        beams += [replace(given, method="diverse", beam=n, groups=GROUPS, diversity=DIVERSITY) for n in VARIED]
     with progress("choosing the search", len(beams) + len(others), "searches", quiet=quiet) as advance:
-        for beam in beams:
-            found = search(replace(given, beam=beam))
-            advance(1, note=f"{beam} beams: {found:.1f}")
-        beam = best[1].beam
+        for settings in beams:
+            found = search(settings)
+            groups = f" in {settings.groups} groups" if settings.method == "diverse" else ""
+            advance(1, note=f"{settings.beam} beams{groups}: {found:.1f}")
+        shape = replace(best[1], consensus=given.consensus)
         for penalty in others:
-            found = search(replace(given, beam=beam, length_penalty=penalty))
+            found = search(replace(shape, length_penalty=penalty))
             advance(1, note=f"penalty {penalty:g}: {found:.1f}")
     chosen = best[1]
     told = {"chosen": asdict(chosen), "by": config.metric, "tried": [asdict(each) for each in tries]}
@@ -131,7 +137,8 @@ def _try(
         for lang, each in validation.scores.items()
         for name, value in (("cider", each.cider), ("bleu_4", each.bleu[3]))
     }
-    return Tried(settings.beam, settings.length_penalty, settings.consensus, scores, validation.metric(metric))
+    groups = settings.groups if settings.method == "diverse" else 1
+    return Tried(settings.beam, groups, settings.length_penalty, settings.consensus, scores, validation.metric(metric))
 
 
 @dataclass(frozen=True)

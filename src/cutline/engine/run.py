@@ -32,7 +32,7 @@ from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.classes import BothTask, ClassTask, evening, numbered
 from cutline.engine.known import Known
 from cutline.engine.ranks import ALONE, Ranks
-from cutline.engine.runtime import Device, choose_device
+from cutline.engine.runtime import Device, choose_device, choose_precision
 from cutline.engine.sources import FeatureSource, PictureSource, Source
 from cutline.engine.task import CaptioningTask, Critic, Task
 from cutline.engine.trainer import Trainer
@@ -85,6 +85,10 @@ def prepare(
         torch.set_num_threads(max(1, torch.get_num_threads() // ranks.here))
     device = choose_device(config.device, ranks.local)
     say(f"device: {device}", quiet=quiet)
+    if config.training.precision == "auto":
+        precision, why = choose_precision(device.torch)
+        say(f"precision: {precision} ({why})", quiet=quiet)
+        config = configuration.from_dict({"training": {"precision": precision}}, config)
     corpus = read(config, quiet=quiet)
     languages = config.data.languages or corpus.languages if config.task != "classes" else ()
     learn, judge = _pictures(config, corpus, languages)
