@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import openvino
 import pytest
 import torch
 from PIL import Image
 
+from cutline import cpus
 from cutline.config import Config, DataConfig, EncoderConfig, PicturesConfig
 from cutline.data.corpus import Sample
 from cutline.errors import CutlineError, DataError, ModelError
@@ -335,6 +337,18 @@ def test_the_cache_serves_subsets_and_rebuilds_what_no_longer_holds(samples, enc
     with torch.no_grad():
         encoder.blocks[0][0].weight *= 2
     assert open_or_build(samples, encoder, config, quiet=True).path.parent != path.parent
+
+
+@pytest.mark.parametrize(("gain", "first"), [(2.0, "bf16"), (0.6, "fp32")])
+def test_bf16_comes_first_where_the_processor_gains_by_it(
+    gain: float, first: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And can be asked for wherever there is any."""
+    monkeypatch.setattr(openvino.Core, "get_property", lambda *asked: ["FP32", "BF16"])
+    monkeypatch.setattr(cpus, "gain_of_bf16", lambda: gain)
+    found = backends_module._available()["openvino"]
+    assert found[0] == first
+    assert set(found) == {"bf16", "fp32"}
 
 
 def test_an_inexact_backend_is_passed_over(encoder, capsys, monkeypatch):

@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import shutil
 import sys
-import time
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,38 +45,14 @@ def choose_device(name: str, local: int = 0) -> Device:
     return Device(device, "as asked")
 
 
-FASTER = 1.2
-"""So many times as fast as fp32 must bf16 be to be worth its rounding."""
-
-
 def choose_precision(device: torch.device) -> tuple[str, str]:
     """bf16 where the device computes faster in it, or else fp32; and why."""
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU has it") if able else ("fp32", "the GPU has no bf16")
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "fp32", "this processor has no bf16"
-    ratio = _gain_of_bf16()
-    # Without matrix units some processors have bf16 and compute more slowly in it.
-    return "bf16" if ratio >= FASTER else "fp32", f"bf16 is {ratio:.1f} times as fast as fp32 here"
-
-
-def _gain_of_bf16() -> float:
-    """How many times as fast a convolution is in bf16, in turns, and on one thread, which waits for none."""
-    inputs = torch.ones(8, 64, 28, 28).contiguous(memory_format=torch.channels_last)
-    kernel = torch.ones(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
-    times: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        for _ in range(10):
-            for dtype, each in times.items():
-                given, weights = inputs.to(dtype), kernel.to(dtype)
-                start = time.perf_counter()
-                torch.nn.functional.conv2d(given, weights, padding=1)
-                each.append(time.perf_counter() - start)
-    torch.set_num_threads(threads)
-    return min(times[torch.float32]) / min(times[torch.bfloat16])
+    gain = cpus.gain_of_bf16()
+    why = f"bf16 is {gain:.1f} times as fast as fp32 here" if gain else "this processor has no bf16"
+    return "bf16" if gain >= cpus.WORTHWHILE else "fp32", why
 
 
 FORKS = sys.platform == "linux"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline import cpus
 from cutline.console import say
 from cutline.errors import ModelError, choose, require
 
@@ -138,8 +139,9 @@ def _available() -> dict[str, tuple[str, ...]]:
     if importlib.util.find_spec("openvino"):
         import openvino
 
-        fast = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        found["openvino"] = ("bf16", "fp32") if fast else ("fp32",)
+        able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        fast = able and cpus.gain_of_bf16() >= cpus.WORTHWHILE
+        found["openvino"] = ("bf16", "fp32") if fast else ("fp32", "bf16") if able else ("fp32",)
     found["onnxruntime"] = ("fp32",)
     found["torch"] = ("fp32", "bf16")
     return found
