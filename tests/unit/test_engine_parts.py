@@ -21,6 +21,7 @@ from cutline.engine.known import Known
 from cutline.engine.runtime import Precision, choose_device, choose_precision, readers, reseed
 from cutline.engine.schedule import rate_factor
 from cutline.errors import ConfigError
+from cutline.models.linear import gain_of_bf16
 
 BASE = TrainingConfig(epochs=10, warmup=10)
 
@@ -183,18 +184,18 @@ def test_readers_take_what_those_who_learn_leave(
 
 @pytest.mark.parametrize(("gain", "name"), [(2.0, "bf16"), (0.7, "fp32"), (0.0, "fp32")])
 def test_bf16_is_taken_where_it_is_faster(gain: float, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpus, "gain_of_bf16", lambda: gain)
+    monkeypatch.setattr(runtime, "gain_of_bf16", lambda: gain)
     assert choose_precision(torch.device("cpu"))[0] == name
 
 
 def test_how_fast_bf16_is_can_be_measured_and_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    assert 0.001 < cpus.gain_of_bf16.__wrapped__() < 1000
+    assert 0.001 < gain_of_bf16.__wrapped__() < 1000
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-    assert cpus.gain_of_bf16.__wrapped__() == 0
+    assert gain_of_bf16.__wrapped__() == 0
 
 
 @pytest.mark.parametrize("measured", ["fp32", "bf16"])

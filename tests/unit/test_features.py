@@ -15,7 +15,6 @@ import pytest
 import torch
 from PIL import Image
 
-from cutline import cpus
 from cutline.config import Config, DataConfig, EncoderConfig, PicturesConfig
 from cutline.data.corpus import Sample
 from cutline.errors import CutlineError, DataError, ModelError
@@ -24,6 +23,7 @@ from cutline.features import backends as backends_module
 from cutline.features.backends import Backend, error, select
 from cutline.features.build import key_of
 from cutline.features.draft import only_builder
+from cutline.models import linear
 from cutline.models.encoders import SmallEncoder
 
 COUNT = 11
@@ -345,7 +345,7 @@ def test_bf16_comes_first_where_the_processor_gains_by_it(
 ) -> None:
     """And can be asked for wherever there is any."""
     monkeypatch.setattr(openvino.Core, "get_property", lambda *asked: ["FP32", "BF16"])
-    monkeypatch.setattr(cpus, "gain_of_bf16", lambda: gain)
+    monkeypatch.setattr(linear, "gain_of_bf16", lambda: gain)
     found = backends_module._available()["openvino"]
     assert found[0] == first
     assert set(found) == {"bf16", "fp32"}

@@ -14,6 +14,7 @@ import torch
 
 from cutline import cpus
 from cutline.errors import ConfigError
+from cutline.models.linear import WORTHWHILE, gain_of_bf16
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU has it") if able else ("fp32", "the GPU has no bf16")
-    gain = cpus.gain_of_bf16()
+    gain = gain_of_bf16()
     why = f"bf16 is {gain:.1f} times as fast as fp32 here" if gain else "this processor has no bf16"
-    return "bf16" if gain >= cpus.WORTHWHILE else "fp32", why
+    return "bf16" if gain >= WORTHWHILE else "fp32", why
 
 
 FORKS = sys.platform == "linux"

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cutline import cpus
 from cutline.console import say
 from cutline.errors import ModelError, choose, require
 
@@ -139,8 +138,10 @@ def _available() -> dict[str, tuple[str, ...]]:
     if importlib.util.find_spec("openvino"):
         import openvino
 
+        from cutline.models.linear import WORTHWHILE, gain_of_bf16
+
         able = "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-        fast = able and cpus.gain_of_bf16() >= cpus.WORTHWHILE
+        fast = able and gain_of_bf16() >= WORTHWHILE
         found["openvino"] = ("bf16", "fp32") if fast else ("fp32", "bf16") if able else ("fp32",)
     found["onnxruntime"] = ("fp32",)
     found["torch"] = ("fp32", "bf16")
