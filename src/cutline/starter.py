@@ -8,7 +8,7 @@ from pathlib import Path
 from cutline.errors import ModelError
 
 FILE = Path(__file__).with_name("starter.cutline")
-SHA256 = "8a5ed8f32ce88cba4401d078c5fd53e07dff67736ae009a976f469d6491c0e74"
+SHA256 = "b8076f75568bfec9abe9ab8033bad525a7275c38bdcc8dd53180b6851082f60a"
 
 
 def starter() -> Path:
