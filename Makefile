@@ -54,7 +54,7 @@ $(VENV)/.train $(VENV)/.test $(VENV)/.bench: pyproject.toml constraints.txt
 	  { [ -x $(BIN)/python ] || uv venv -q --python $(PYTHON) $(VENV); } && \
 	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
 	else \
-	  { [ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV); } && \
+	  { [ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV); } && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'; \
 	fi
 	@touch $@
