@@ -6,6 +6,7 @@ pulled, and a host killed with all that runs on it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from cutline.engine import journal
 
 pytestmark = pytest.mark.slow
 HANG_MINUTES = 0.3
@@ -41,7 +44,8 @@ class Host:
 
     def kill(self) -> None:
         for pid in ip("netns", "pids", self.name).split():
-            os.kill(int(pid), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(int(pid), signal.SIGKILL)
 
     def pull_cable(self, *, out: bool) -> None:
         ip("-n", self.name, "link", "set", self.cable, "down" if out else "up")
@@ -158,4 +162,9 @@ def test_a_run_over_two_machines_ends_as_on_one(
         processes[lost] = hosts[lost].start(command, logs[lost])
     for process, log in zip(processes, logs, strict=True):
         assert process.wait(240) == 0, log.read_text()
-    assert (the_run(output) / "events.jsonl").read_bytes() == (alone / "events.jsonl").read_bytes()
+    run = the_run(output)
+    assert (run / "events.jsonl").read_bytes() == (alone / "events.jsonl").read_bytes()
+    # A run that had begun anew would have the same log.
+    resumed = [entry["step"] for entry in journal.read(run) if entry["kind"] == "resumed"]
+    assert all(step >= 6 for step in resumed)  # it was past step 8, and saves every 3
+    assert bool(resumed) == (fault != "none")

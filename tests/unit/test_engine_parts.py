@@ -196,6 +196,9 @@ def test_how_fast_bf16_is_can_be_measured_and_leaves_no_trace(monkeypatch: pytes
     assert torch.get_num_threads() == threads
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert gain_of_bf16.__wrapped__() == 0
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: pytest.fail("it need not be there"))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert gain_of_bf16.__wrapped__() == 0
 
 
 @pytest.mark.parametrize("measured", ["fp32", "bf16"])

@@ -26,7 +26,7 @@ BEAMS = (1, 2, 3, 5)
 WIDE = (10, 20)
 """Beams that are tried as well where a consensus chooses among them; without one, so many choose worse than few."""
 VARIED, GROUPS, DIVERSITY = (20, 40), 4, 0.3
-"""Beams in groups that avoid one another's words a little, likewise: they leave more to choose from."""
+"""Beams in groups that avoid one another's words a little, likewise."""
 PENALTIES = (0.0, 0.4, 0.7, 1.0, 1.3)
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 12.0)
 """Of the consensus."""
