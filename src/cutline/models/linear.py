@@ -46,7 +46,8 @@ def gain_of_bf16() -> float:
     Measured, in turns and on one thread, which waits for none: processors that have bf16 but no units for matrices may
     be slower in it.
     """
-    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (has_onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return 0.0
     inputs = torch.ones(8, 64, 28, 28).contiguous(memory_format=torch.channels_last)
     kernel = torch.ones(64, 64, 3, 3).contiguous(memory_format=torch.channels_last)
