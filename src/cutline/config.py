@@ -19,6 +19,8 @@ class DataConfig:
     """A folder or file of pictures with captions or labels, or "scenes" for those that Cutline draws itself."""
     format: str = "auto"
     """How to read it: a reader's name (`cutline data formats`), or "auto" to look."""
+    images: str = ""
+    """The folder from which a table or JSON file names its pictures, where that is not the one it lies in itself."""
     languages: tuple[str, ...] = ()
     """Caption languages to learn; empty means all that are there."""
     divide: Literal["given", "anew"] = "given"

@@ -44,6 +44,14 @@ def test_inspect_a_sound_corpus(folder: Path) -> None:
     assert max(map(len, done.stdout.removeprefix(str(folder)).splitlines()[1:])) <= 80
 
 
+def test_inspect_a_table_whose_pictures_lie_elsewhere(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    table = (folder / "t.csv").rename(tmp_path_factory.mktemp("tables") / "t.csv")
+    assert "25 × no such picture" in cutline("inspect", str(table)).stdout
+    done = cutline("inspect", str(table), "--images", str(folder), "--check-pictures")
+    assert done.returncode == 0
+    assert "25 pictures: 13 train, 12 val, 0 test" in done.stdout
+
+
 def test_inspect_shows_problems_and_says_so_by_its_exit_code(folder: Path) -> None:
     for number in range(23):
         (folder / f"{number}.png").unlink()

@@ -156,6 +156,41 @@ def test_karpathy(tmp_path: Path) -> None:
     assert by_id(read_corpus(tmp_path))["5"].image == tmp_path / "1.jpg"
 
 
+# Pictures in another place ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("format", "files"),
+    [
+        ("flickr8k", {"Flickr8k.token.txt": ["1.jpg#0\tA dog ."], "Flickr_8k.trainImages.txt": ["1.jpg"]}),
+        ("coco", {"annotations/captions_val2017.json": coco([1])}),
+        ("karpathy", {"dataset_x.json": {"images": [{"filename": "1.jpg", "sentences": [{"raw": "A dog"}]}]}}),
+        ("csv", {"t.csv": ["image,caption", "1.jpg,A dog"]}),
+        ("jsonl", {"t.jsonl": [{"image": "1.jpg", "caption": "A dog"}]}),
+    ],
+)  # fmt: skip
+def test_pictures_may_lie_elsewhere(format: str, files: dict[str, Any], tmp_path: Path) -> None:
+    tables = fill(tmp_path / "tables", files)
+    photos = fill(tmp_path / "photos", {"1.jpg": PICTURE, "val2017/000000000001.jpg": PICTURE})
+    with pytest.raises(DataError, match="no such picture"):
+        read_corpus(tables)
+    (sample,) = read_corpus(tables, images=photos).samples
+    assert sample.image.parent in (photos, photos / "val2017")
+
+
+def test_where_captions_lie_beside_their_pictures_there_is_no_other_place(tmp_path: Path) -> None:
+    here = fill(tmp_path / "here", {"1.jpg": PICTURE, "1.txt": ["A dog"]})
+    with pytest.raises(ConfigError, match="no other folder of pictures for the format 'folder'"):
+        read_corpus(here, images=tmp_path)
+
+
+def test_the_other_place_has_to_be_there(tmp_path: Path) -> None:
+    here = fill(tmp_path / "here", {"t.csv": ["image,caption", "1.jpg,A dog"], "1.jpg": PICTURE})
+    for wrong in ("absent", "here/1.jpg"):
+        with pytest.raises(DataError, match=f"no folder .*{wrong}"):
+            read_corpus(here, images=tmp_path / wrong)
+
+
 # Folders ------------------------------------------------------------------------------------------------------------
 
 

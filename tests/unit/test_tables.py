@@ -118,6 +118,26 @@ def test_an_absolute_path_inside_the_folder_is_the_same_picture(tmp_path: Path) 
     assert [(s.id, s.captions["und"]) for s in corpus.samples] == [("x/1.jpg", ("One", "Two"))]
 
 
+def test_pictures_may_lie_in_another_folder_than_their_table(tmp_path: Path) -> None:
+    photos = fill(tmp_path / "photos", {"1.jpg": PICTURE, "x/2.jpg": PICTURE})
+    rows = ["image,caption", "1.jpg,One", "x/2.jpg,Two", f"{photos / '1.jpg'},Also one"]
+    tables = fill(tmp_path / "tables", {"t.csv": rows, "1.jpg": PICTURE})
+    assert [m.split(": ")[:2] for m in messages(read_corpus(tables, skip_bad=True))] == [
+        ["t.csv:3", "no such picture"],
+        ["t.csv:4", "outside the folder"],
+    ]
+    corpus = read_corpus(tables / "t.csv", images=photos)
+    assert [(s.id, s.image, s.captions["und"]) for s in corpus.samples] == [
+        ("1.jpg", photos / "1.jpg", ("One", "Also one")),
+        ("x/2.jpg", photos / "x/2.jpg", ("Two",)),
+    ]
+    other = [f"../{tables.name}/1.jpg,Outside", f"{tables / '1.jpg'},Outside"]
+    fill(tables, {"t.csv": [*rows, *other]})
+    found = messages(read_corpus(tables, images=photos, skip_bad=True))
+    assert [m.split(": ")[:2] for m in found] == [[f"t.csv:{line}", "outside the folder"] for line in (5, 6)]
+    assert "--images" in found[0]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_a_link_brings_pictures_from_elsewhere(tmp_path: Path) -> None:
     fill(tmp_path / "far", {"1.jpg": PICTURE})

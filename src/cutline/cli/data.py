@@ -40,6 +40,8 @@ class Inspect:
     """Folder or file."""
     format: str = "auto"
     """How to read it: a name from `cutline data formats`, or "auto" to look."""
+    images: str = ""
+    """The folder from which a table or JSON file names its pictures (default: the one it lies in)."""
     languages: str = ""
     """Look only at captions in these languages, such as "en,de"."""
     skip_bad: bool = False
@@ -88,7 +90,12 @@ def _inspect(arguments: list[str]) -> int:
     from cutline.data.inspect import inspect
 
     found = inspect(
-        form.path, form.format, languages=_listed(form.languages), check_pictures=form.check_pictures, quiet=form.quiet
+        form.path,
+        form.format,
+        images=form.images,
+        languages=_listed(form.languages),
+        check_pictures=form.check_pictures,
+        quiet=form.quiet,
     )
     if form.json:
         print(json.dumps(found.to_dict(), ensure_ascii=False, indent=1))

@@ -50,6 +50,8 @@ class Evaluate:
     """Pictures in any format that train reads (default: those the run learned from)."""
     data_format: str = "auto"
     """How to read them (cutline data formats lists the ways)."""
+    images: str = ""
+    """The folder from which a table or JSON file names its pictures (default: the one it lies in)."""
     split: Literal["val", "test", "train"] = "val"
     """Which part; choose settings on val, and look at test once."""
     lang: str = ""
@@ -154,7 +156,7 @@ def _corpus(given: Evaluate) -> Corpus:
     from cutline.data.readers import read_corpus
 
     if given.data:
-        return read_corpus(given.data, given.data_format, skip_bad=given.skip_bad)
+        return read_corpus(given.data, given.data_format, images=given.images, skip_bad=given.skip_bad)
     file = given.model / "config.toml"
     if not file.exists():
         raise ConfigError("a bundle does not say what to score it on", fix="--data PATH")

@@ -30,6 +30,8 @@ class Build:
     """Take the data's, the pictures' and the encoder's settings from this file."""
     format: str | None = None
     """How to read DATA: a reader's name (default: look)."""
+    images: str = ""
+    """The folder from which a table or JSON file names its pictures (default: the one it lies in)."""
     limit: int | None = None
     """Only so many training pictures."""
     backend: Literal["auto", "cpu", "cuda", "openvino", "onnxruntime", "torch"] = "auto"
@@ -79,6 +81,7 @@ def _build(arguments: list[str]) -> int:
         config.data,
         path=given.data or config.data.path,
         format=given.format or config.data.format,
+        images=given.images or config.data.images,
         limit=config.data.limit if given.limit is None else given.limit,
         skip_bad=given.skip_bad or config.data.skip_bad,
     )

@@ -24,6 +24,7 @@ FLAGS = {
     "task": "task",
     "data": "data.path",
     "format": "data.format",
+    "images": "data.images",
     "divide": "data.divide",
     "languages": "data.languages",
     "skip_bad": "data.skip_bad",

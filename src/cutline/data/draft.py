@@ -55,8 +55,12 @@ class Entry:
 class Draft:
     """Gathers entries and problems; `finish` makes the corpus of them, or one error of all the problems."""
 
-    def __init__(self, root: Path, languages: Sequence[str] = (), pictures: bool = True) -> None:
+    def __init__(
+        self, root: Path, languages: Sequence[str] = (), pictures: bool = True, *, named_from_root: bool = False
+    ) -> None:
         self.root = root
+        self.named_from_root = named_from_root
+        """Whether files name pictures as seen from the root, and not from the folder that they lie in themselves."""
         self.languages = tuple(languages)
         self.pictures = pictures
         """Whether every picture must be there."""
@@ -68,7 +72,7 @@ class Draft:
         self._read_all = True
         self._home = folder_name(root).rstrip("/") + "/"
         self._homes: dict[Path, str] = {}
-        """Each file's folder."""
+        """The folder that the names in each file are relative to."""
         self._named: dict[tuple[str, str], Entry | None] = {}
         self._listings: dict[str, dict[str, str]] = {}
         self._subfolders: list[str] | None = None
@@ -82,7 +86,7 @@ class Draft:
     def picture(self, name: str, file: Path, line: int | None) -> Entry | None:
         """The entry of the picture that `file` names; None where there is no such picture (noted once)."""
         if (home := self._homes.get(file)) is None:
-            home = self._homes[file] = folder_name(file.parent)
+            home = self._homes[file] = self._folder_of(file)
         key = (name, home)
         if key not in self._named:
             self._named[key] = self._new(name, home, file, line)
@@ -91,7 +95,7 @@ class Draft:
     def _new(self, name: str, home: str, file: Path, line: int | None) -> Entry | None:
         inside = self._inside(name, home)
         if not inside:
-            message = f"outside the folder: '{name}' (pictures must lie in {self.root}; a link there will do)"
+            message = f"outside the folder: '{name}' (not in {self.root}; name another folder with --images)"
             self.problem(file, line, message if name.strip() else "no picture named: the field is empty")
             return None
         found = self._find(inside, home)
@@ -104,7 +108,7 @@ class Draft:
 
     def has(self, name: str, file: Path) -> bool:
         """Whether there is a picture of that name, which need not be."""
-        home = folder_name(file.parent)
+        home = self._folder_of(file)
         inside = self._inside(name, home)
         return bool(inside and self._find(inside, home))
 
@@ -116,6 +120,10 @@ class Draft:
         if path not in self.entries:
             self.entries[path] = Entry(name or path, self.root / path, file, line)
         return self.entries[path]
+
+    def _folder_of(self, file: Path) -> str:
+        """The folder that the names in a file are relative to."""
+        return folder_name(self.root if self.named_from_root else file.parent)
 
     def _inside(self, name: str, home: str) -> str:
         """`name`, as a file in the folder `home` has it, as a path below the root; empty if it leads elsewhere."""

@@ -82,13 +82,14 @@ def inspect(
     path: str | Path,
     format: str = "auto",
     *,
+    images: str | Path = "",
     languages: Sequence[str] = (),
     check_pictures: bool = False,
     quiet: bool = True,
 ) -> Inspection:
     """Look at the corpus at `path`; with `check_pictures`, decode every picture of it as well."""
     try:
-        corpus = read_corpus(path, format, languages=languages, skip_bad=True)
+        corpus = read_corpus(path, format, images=images, languages=languages, skip_bad=True)
     except NothingUsableError as nothing:
         corpus = nothing.corpus
     copies = _copies(corpus.samples)

@@ -103,6 +103,7 @@ def read_corpus(
     path: str | Path,
     format: str = "auto",
     *,
+    images: str | Path = "",
     languages: Sequence[str] = (),
     divide: Literal["given", "anew"] = "given",
     val_share: float = 0.1,
@@ -113,6 +114,7 @@ def read_corpus(
 ) -> Corpus:
     """The corpus at `path`, a folder or a file.
 
+    A table or JSON file names its pictures as seen from its own folder, or from `images` where that is given.
     Splits that the data gives are kept, unless it is to be divided anew; a picture without one falls into one by the
     hash of its id and `seed`. All problems are raised together as one `DataError`, or with `skip_bad` left out and kept
     in `corpus.problems`. Without `pictures`, captions alone are wanted, and the pictures need not be there.
@@ -125,7 +127,13 @@ def read_corpus(
     name = detect(path) if format == "auto" else choose(format, FORMATS, "format")
     if name in _BY_ARRANGEMENT and not path.is_dir():
         raise DataError(f"{path} is a file", expected=f"a folder, for the format '{name}'")
-    draft = Draft(_root(path), [lang.strip().lower() for lang in languages], pictures)
+    if images and (name in _BY_ARRANGEMENT or name == "cifar10"):
+        what = f"there is no other folder of pictures for the format '{name}': {FORMATS[name].description}"
+        raise ConfigError(what, fix="leave out --images (data.images)")
+    root = Path(images).expanduser() if images else _root(path)
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}", expected="the folder that pictures lie in, for --images")
+    draft = Draft(root, [lang.strip().lower() for lang in languages], pictures, named_from_root=bool(images))
     try:
         FORMATS[name].read(path, draft)
     except OSError as error:

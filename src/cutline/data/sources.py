@@ -27,6 +27,7 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
     corpus = read_corpus(
         path,
         data.format,
+        images=data.images,
         languages=data.languages,
         divide=data.divide,
         val_share=data.val_share,

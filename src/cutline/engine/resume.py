@@ -16,8 +16,9 @@ from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError
 
 UNLEARNED = {
-    "name", "output", "threads", "processes", "data.path", "data.format", "data.skip_bad", "training.workers",
-    "training.save_steps", "training.save_minutes", "training.keep", "training.keep_every", "training.unreadable",
+    "name", "output", "threads", "processes", "data.path", "data.format", "data.images", "data.skip_bad",
+    "training.workers", "training.save_steps", "training.save_minutes", "training.keep", "training.keep_every",
+    "training.unreadable",
 }  # fmt: skip
 """Settings that have no part in what is learned (the data itself is compared by its hash, processes as ranks)."""
 
