@@ -135,3 +135,20 @@ def test_inspect_shows_how_uneven_classes_are(tmp_path: Path) -> None:
     found = json.loads(cutline("inspect", str(tmp_path), "--json").stdout)
     assert found["labels"]["rare"]["train"] >= 1
     assert found["balance"]["most"] == 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux alone")
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "cp1252"])
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_whatever_the_terminal_cannot_write_is_spelt_out(encoding: str, form: str, tmp_path: Path) -> None:
+    for label in ("caf\udce9", "tea"):
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            Image.new("L", (4, 4), number).save(tmp_path / label / f"{number}.png")
+    (tmp_path / "caf\udce9" / "\udcff.png").write_bytes(b"")
+    arguments = ["inspect", str(tmp_path), *(["--json"] if form == "json" else [])]
+    command = [sys.executable, "-m", "cutline", "data", *arguments]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}, timeout=60)
+    assert b"Traceback" not in done.stderr
+    assert done.returncode == 1
+    assert re.search(rb"caf\\+udce9", done.stdout)

@@ -147,3 +147,17 @@ def test_real_flickr8k(real_data: Path, tmp_path: Path) -> None:
     values = json.loads(done.stdout)
     assert values["bleu_4"] == pytest.approx(100)
     assert "refs:5 (5-5) | pictures:1000" in values["signature"]
+
+
+def test_what_was_learned_is_divided_as_the_references_are(tmp_path: Path) -> None:
+    rows = "".join(f"{number}.jpg,picture number{number}\n" for number in range(60))
+    (tmp_path / "t.csv").write_text("image,caption\n" + rows)
+    from cutline.data.readers import read_corpus
+
+    val = read_corpus(tmp_path, pictures=False).split("val")
+    (tmp_path / "p.json").write_text(json.dumps({s.id: s.captions["und"][0] for s in val}))
+    given = (tmp_path / "p.json", tmp_path, "--split", "val", "--format", "json", "--training")
+    assert json.loads(score(*given, tmp_path).stdout)["novel"] == 1.0
+    (tmp_path / "learned").mkdir()
+    (tmp_path / "learned" / "t.csv").write_text("image,caption\n" + rows)  # a file of its own is all learned from
+    assert json.loads(score(*given, tmp_path / "learned").stdout)["novel"] == 0.0

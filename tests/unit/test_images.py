@@ -117,6 +117,17 @@ def test_float_pictures_are_scaled(low: float, high: float) -> None:
     assert np.abs(row - np.arange(256)).max() <= 1
 
 
+def test_tiff_of_twelve_bits() -> None:
+    ramp = np.linspace(0, 4095, 256).round().astype(int)
+    packed = b"".join(((a << 12) | b).to_bytes(3, "big") for a, b in ramp.reshape(-1, 2).tolist())
+    tags = {256: len(ramp), 257: 1, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: 1, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHLL", tag, 3, 1, value) for tag, value in tags.items())
+    end = struct.pack("<H", len(tags)) + entries + struct.pack("<L", 0)
+    file = b"II*\0" + struct.pack("<L", 8 + len(packed)) + packed + end
+    row = np.asarray(open_picture(file))[0, :, 0].astype(int)
+    assert np.abs(row - np.arange(256)).max() <= 1
+
+
 def test_a_dark_float_picture_stays_dark() -> None:
     dark = np.full((4, 4), 0.1, dtype=np.float32)
     assert open_picture(saved(Image.fromarray(dark), "TIFF")).getpixel((0, 0)) == (26, 26, 26)

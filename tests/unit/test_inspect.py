@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,47 @@ def test_it_is_all_in_the_json(folder: Path) -> None:
     assert content["languages"]["en"]["length"] == {"least": 1, "median": 3, "most": 5}
     assert content["copies"] == [[str(folder / "2.png"), str(folder / "3.png")]]
     assert content["problems"][0]["line"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("एक कुत्ता दौड़ रहा है", 5),
+        ("一只狗在草地上跑", 8),
+        ("หมาวิ่ง", 1),
+        ("Le chien de l'île, l’eau", 5),
+        ("'quoted' rock_n_roll", 4),
+    ],
+)
+def test_words_are_counted_in_any_script(text: str, words: int, tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text(text)
+    assert inspect(tmp_path).languages["und"].length.most == words
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "1.png")
+    for name in ("2.png", "3.png"):
+        os.mkfifo(tmp_path / name)  # of no size, and reading it would wait for ever
+    (tmp_path / "4.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "5.txt")
+    (tmp_path / "6.txt").symlink_to("nowhere.txt")
+    for number in range(1, 5):
+        (tmp_path / f"{number}.txt").write_text("A dog")
+    for number in (5, 6):
+        Image.new("L", (4, 4), number).save(tmp_path / f"{number}.png")
+    found = inspect(tmp_path)
+    assert found.pictures == 4
+    bad = [(p.file.name, p.message.split(":")[0]) for p in found.problems if "unusable" in p.message]
+    assert bad == [(f"{n}.txt", "unusable text") for n in (5, 6)] + [
+        (f"{n}.png", "unusable picture") for n in (2, 3, 4)
+    ]
+
+
+def test_names_that_are_no_text_can_be_printed(tmp_path: Path) -> None:
+    (tmp_path / "caf\udce9.txt").write_text("A dog")
+    Image.new("L", (4, 4)).save(tmp_path / "1.png")
+    (tmp_path / "1.txt").write_text("A dog")
+    found = inspect(tmp_path)
+    "".join([found.source, *map(str, found.problems), json.dumps(found.to_dict(), ensure_ascii=False)]).encode()
+    assert r"caf\udce9.txt" in str(found.problems[0])

@@ -144,6 +144,27 @@ def test_classes_that_cannot_be_learned_or_judged_are_named(tmp_path: Path) -> N
     assert {p.message.partition(":")[0] for p in found.problems} >= {"class never learned", "class with one picture"}
 
 
+def test_splits_are_splits_whatever_else_is_there(tmp_path: Path) -> None:
+    classes(tmp_path, train__cat=3, train__dog=3, val__cat=1, test__dog=1, unlabeled=2)
+    corpus = read_corpus(tmp_path)
+    assert corpus.labels == ("cat", "dog")
+    assert {split: len(corpus.split(split)) for split in ("train", "val", "test")} == {"train": 6, "val": 1, "test": 1}
+    assert "2 pictures in unlabeled, which is no split, are left out" in corpus.source
+
+
+def test_a_folder_too_many_around_the_classes_is_noticed(tmp_path: Path) -> None:
+    classes(tmp_path, archive__cat=3, archive__dog=3)
+    (odd,) = oddities(read_corpus(tmp_path).samples)
+    assert odd.message.startswith("only one class: 'archive'")
+    assert not oddities(read_corpus(tmp_path / "archive").samples)
+
+
+def test_the_same_letters_are_one_class(tmp_path: Path) -> None:
+    counts = {"caf\u00e9": 3, "cafe\u0301": 2, "tea": 2}
+    classes(tmp_path, **counts)
+    assert read_corpus(tmp_path).labels == ("caf\u00e9", "tea")
+
+
 def test_the_same_picture_in_two_classes_is_named(tmp_path: Path) -> None:
     classes(tmp_path, rose=4, tulip=4)
     (tmp_path / "tulip" / "again.jpg").write_bytes((tmp_path / "rose" / "2.jpg").read_bytes())

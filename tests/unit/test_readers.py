@@ -55,6 +55,13 @@ def test_flickr8k_with_its_texts_in_a_folder(tmp_path: Path) -> None:
     assert "4 pictures that no split file names left out" in corpus.source
 
 
+def test_flickr8k_with_split_files_in_lower_case(tmp_path: Path) -> None:
+    flickr(tmp_path)
+    for file in tmp_path.glob("Flickr_8k.*Images.txt"):
+        file.rename(file.with_name(file.name.lower()))
+    assert Counter(s.split for s in read_corpus(tmp_path).samples) == {"train": 3, "val": 2, "test": 1}
+
+
 def test_flickr8k_takes_only_the_languages_asked_for(tmp_path: Path) -> None:
     corpus = read_corpus(flickr(tmp_path), languages=["DE"])
     assert corpus.languages == ("de",)
@@ -135,6 +142,24 @@ def test_coco_with_pictures_absent_and_annotations_astray(tmp_path: Path) -> Non
     assert [sample.id for sample in corpus.samples] == ["1"]
     assert len(corpus.problems) == 6
     assert len(read_corpus(tmp_path, skip_bad=True, pictures=False)) == 3
+
+
+def test_coco_is_not_divided_by_the_name_of_its_own_folder(tmp_path: Path) -> None:
+    names = {f"{number:012}.jpg": PICTURE for number in range(1, 9)}
+    fill(tmp_path / "my-test", {"captions.json": coco(list(range(1, 9))), **names})
+    assert {s.split for s in read_corpus(tmp_path / "my-test").samples} != {"test"}
+
+
+def test_coco_is_divided_alike_whether_or_not_pictures_are_wanted(tmp_path: Path) -> None:
+    names = {f"{'train' if number < 5 else 'val'}2014/{number:012}.jpg": PICTURE for number in range(1, 9)}
+    fill(tmp_path, {"captions.json": coco(list(range(1, 10))), **names})
+    splits = [
+        {s.id: s.split for s in read_corpus(tmp_path, skip_bad=True, pictures=pictures).samples}
+        for pictures in (True, False)
+    ]
+    assert splits[0] == {str(number): "train" if number < 5 else "val" for number in range(1, 9)}
+    assert splits[1].pop("9")  # its picture is absent, and captions alone are wanted
+    assert splits[1] == splits[0]
 
 
 def test_karpathy(tmp_path: Path) -> None:

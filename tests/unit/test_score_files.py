@@ -100,7 +100,7 @@ def test_one_language_of_several(tmp_path: Path) -> None:
         ("[3]", "(entry 1)"),
         ('{"path": "1", "captions": []}\n{"path": "2", "captions": [{"text": 3}]}', ":2: no caption: 3"),
         ('{"path": "1", "caption": "a"}\n{"path": \n', ":2: not JSON"),
-        ('{"1": "a",\n "1": "b"}', "given twice in one object: 1 name ('1')"),
+        ('{"1": "a",\n "1": "b"}', "given twice in one object: '1'"),
         ('{"1": ["a", "b"]}', "several captions: 2 for one picture; are these the references? ('1')"),
         ('{"images": [], "annotations": []}', "holds COCO annotations, which are references"),
         ("[" * 100_000, "nested too deeply"),
@@ -251,3 +251,38 @@ def test_two_predictions_of_one_picture_are_refused() -> None:
     references = References({"1": ("x",)}, {"1": "pictures/one.jpg"})
     with pytest.raises(DataError, match=r"1 = one\.jpg"):
         align({"1": "a", "one.jpg": "b"}, references)
+
+
+def test_pictures_of_other_splits_are_not_taken_for_those_of_this_one() -> None:
+    files = {f"{split}/{n}.jpg": f"/data/{split}/{n}.jpg" for split in ("train", "val", "test") for n in range(2)}
+    references = References({id: ("x",) for id in files if id.startswith("val")}, files)
+    of_test = {f"data/test/{n}.jpg": "x" for n in range(2)}
+    assert not align(of_test, references).keys() & references.captions.keys()
+    assert align({f"resized/{id}": id for id in files}, references) == {id: id for id in files}
+    assert align({"1.jpg": "x"}, references) == {"val/1.jpg": "x"}  # nothing else has references
+
+
+def test_an_id_of_another_split_is_not_the_name_of_a_file() -> None:
+    files = {str(number): f"pictures/{number - 1}.jpg" for number in range(1, 11)}
+    references = References({"8": ("x",)}, files)
+    assert align({"7": "seven", "8": "eight"}, references) == {"7": "seven", "8": "eight"}
+    assert align({"/elsewhere/7.jpg": "of id 8"}, references) == {"8": "of id 8"}
+
+
+def test_another_folder_is_another_picture() -> None:
+    references = References({"a/1.jpg": ("x",)}, {})
+    assert align({"c/1.jpg": "x"}, references) == {"c/1.jpg": "x"}
+
+
+def test_names_are_alike_however_their_accents_are_composed() -> None:
+    references = References({"caf\u00e9.jpg": ("x",)}, {})
+    assert align({"cafe\u0301.jpg": "x"}, references) == {"caf\u00e9.jpg": "x"}
+
+
+def test_columns_and_languages_of_predictions(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="two columns are called 'caption'"):
+        read_predictions(write(tmp_path, "image,caption,caption\n1.jpg,a,b\n", "twice.csv"))
+    file = write(tmp_path, "image,caption,lang\n1.jpg,Ein Hund,DE\n1.jpg,A dog,en\n", "langs.csv")
+    assert read_predictions(file, "De") == {"1.jpg": "Ein Hund"}
+    with pytest.raises(DataError, match="not JSON that can be read"):
+        read_predictions(write(tmp_path, '[{"image_id": ' + "1" * 5000 + ', "caption": "x"}]', "long.json"))

@@ -107,9 +107,61 @@ def test_csv_problems(tmp_path: Path) -> None:
         ["t.csv:10", "no such picture"],
         ["t.csv:11", "malformed row"],
         ["t.csv:15", "malformed row"],
-        ["t.csv:12", "id used twice"],
     ]
-    assert [sample.id for sample in corpus.samples] == ["1", "2.jpg"]
+    # 1.jpg contradicts itself, and the split of 2.jpg is not known; 3.jpg has the id 1.
+    assert [(sample.id, sample.image.name) for sample in corpus.samples] == [("1", "3.jpg")]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, {"t.csv": ["image,caption,caption", "1.jpg,One,Two"], "1.jpg": PICTURE})
+    with pytest.raises(DataError, match=r"t\.csv:1: unclear columns: two are called 'caption'") as caught:
+        read_corpus(tmp_path)
+    assert "caption_1" in caught.value.fix
+    (tmp_path / "t.csv").unlink()
+    fill(tmp_path, {"t.jsonl": ['{"image": "1.jpg", "caption": "One", "caption": "Two"}']})
+    with pytest.raises(DataError, match=r"t\.jsonl:1: given twice in one object: 'caption'"):
+        read_corpus(tmp_path)
+
+
+def test_what_numbers_captions_is_no_language(tmp_path: Path) -> None:
+    here = fill(
+        tmp_path / "csv", {"t.csv": ["image,caption_id,caption,caption_url", "1.jpg,101,A dog,x"], "1.jpg": PICTURE}
+    )
+    assert read_corpus(here).samples[0].captions == {"und": ("A dog",)}
+    row = {"image": "1.jpg", "caption_no": 7, "caption_de": "Ein Hund", "caption_id": "Seekor anjing"}
+    here = fill(tmp_path / "jsonl", {"t.jsonl": [row], "1.jpg": PICTURE})
+    assert read_corpus(here).samples[0].captions == {"de": ("Ein Hund",), "id": ("Seekor anjing",)}
+
+
+def test_what_an_open_quote_swallows_is_read_all_the_same(tmp_path: Path) -> None:
+    rows = ["image,caption", '1.jpg,"A dog', "2.jpg,Two", "3.jpg,Three", '4.jpg,"Four"', '5.jpg,"Five', "6.jpg,Six"]
+    corpus = read_corpus(fill(tmp_path, {"t.csv": rows, **dict.fromkeys(NAMES, PICTURE)}), skip_bad=True)
+    assert [sample.id for sample in corpus.samples] == ["2.jpg", "3.jpg", "4.jpg", "6.jpg"]
+    assert [message.split(": ")[:2] for message in messages(corpus)] == [
+        ["t.csv:2", "malformed row"],
+        ["t.csv:6", "malformed row"],
+    ]
+
+
+def test_an_open_quote_in_the_header_is_no_crash(tmp_path: Path) -> None:
+    fill(tmp_path, {"t.csv": ['image,caption,"note', "1.jpg,A dog,x"], "1.jpg": PICTURE})
+    with pytest.raises(DataError, match=r"t\.csv:1: no column for the picture"):
+        read_corpus(tmp_path)
+
+
+def test_tables_as_excel_and_notepad_write_them(tmp_path: Path) -> None:
+    table = "sep=;\r\nimage;caption\r\n1.jpg;Ein Hund, grün\r\n"
+    fill(tmp_path, {"t.csv": b"\xef\xbb\xbf" + table.encode(), "1.jpg": PICTURE})
+    assert read_corpus(tmp_path).samples[0].captions == {"und": ("Ein Hund, grün",)}
+    fill(tmp_path, {"t.csv": table.replace("sep=;\r\n", "").encode("utf-16")})
+    assert read_corpus(tmp_path).samples[0].captions == {"und": ("Ein Hund, grün",)}
+
+
+def test_a_cell_may_list_captions(tmp_path: Path) -> None:
+    rows = ["image,captions", '1.jpg,"[""A dog"", ""It runs""]"', "2.jpg,[a sign]"]
+    samples = by_id(read_corpus(fill(tmp_path, {"t.csv": rows, "1.jpg": PICTURE, "2.jpg": PICTURE})))
+    assert samples["1.jpg"].captions == {"und": ("A dog", "It runs")}
+    assert samples["2.jpg"].captions == {"und": ("[a sign]",)}
 
 
 def test_an_absolute_path_inside_the_folder_is_the_same_picture(tmp_path: Path) -> None:
@@ -203,16 +255,16 @@ def test_jsonl_problems(tmp_path: Path) -> None:
 
 def test_half_characters_anywhere_can_still_be_printed(tmp_path: Path) -> None:
     row = {"image": "1.jpg", "caption": "A dog", "id": "\ud800", "label": "\ud800", "lang": "\ud800"}
-    bad = [{**row, "split": "\ud800"}, {"image": "\ud800/\ud800.jpg", "caption": "x"}]
-    fill(tmp_path, {"t.jsonl": [row, *bad], "1.jpg": PICTURE})
+    bad = [{"image": "2.jpg", "caption": "x", "split": "\ud800"}, {"image": "\ud800/\ud800.jpg", "caption": "x"}]
+    fill(tmp_path, {"t.jsonl": [row, *bad], "1.jpg": PICTURE, "2.jpg": PICTURE})
     corpus = read_corpus(tmp_path, skip_bad=True)
-    sample = corpus.samples[0]
+    (sample,) = corpus.samples
     assert (sample.id, sample.label, corpus.languages) == (r"\ud800", r"\ud800", (r"\ud800",))
     assert [problem.message.split(":")[0] for problem in corpus.problems] == ["unknown split", "no such picture"]
     assert "".join(map(str, corpus.problems)).encode()
 
 
-@pytest.mark.parametrize("data", ["Grün,x".encode("utf-16"), b""])
+@pytest.mark.parametrize("data", ["image,caption\n".encode("utf-16") + b"\x00", b""])
 def test_files_that_cannot_be_read_at_all(data: bytes, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(DataError, match=r"t\.csv"):

@@ -67,6 +67,11 @@ def test_words(lang: str, text: str, expected: str) -> None:
     ]
 
 
+def test_no_mark_of_a_burmese_word_is_lost() -> None:
+    words = Words.learn({"my": ["ခွေးတစ်ကောင် သား ဆရာ"]}, WordsConfig(min_count=1))
+    assert words.decode(words.encode("ခွေးတစ်ကောင်")) == "ခွေးတစ်ကောင်"
+
+
 @pytest.mark.parametrize(
     ("lang", "text", "read"),
     [

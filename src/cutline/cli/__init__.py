@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 VERBS: dict[str, tuple[str, str]] = {
     # verb: (module, what it does in a line)
@@ -38,6 +39,9 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     from cutline.errors import ConfigError, CutlineError, nearest
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # a file's name, or a bar on Windows, is no reason to end
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -63,7 +64,9 @@ def evaluate(given: Score) -> Scores:
         references = read_references(
             given.references, reader=given.reader, lang=given.lang, split=given.split, skip_bad=given.skip_bad
         )
-        training = read_training(given.training, given.lang) if given.training else None
+        # Divided as the references are, where both are of one corpus.
+        divide = bool(given.split) and _same(given.training, given.references)
+        training = read_training(given.training, given.lang, divide=divide) if given.training else None
     except DataError as error:
         # Readers speak of their own flag; here `--format` is the format of what is printed.
         raise DataError(error.what, expected=error.expected, fix=error.fix.replace("--format", "--reader")) from None
@@ -76,6 +79,10 @@ def evaluate(given: Score) -> Scores:
         training=training,
         common=given.common,
     )
+
+
+def _same(one: str, other: str) -> bool:
+    return Path(one).expanduser().resolve() == Path(other).expanduser().resolve()
 
 
 def show(scores: Scores) -> None:

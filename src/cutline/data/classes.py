@@ -19,16 +19,24 @@ def read_classes(path: Path, draft: Draft) -> None:
     A split may instead list its pictures' classes in `val_annotations.txt`, or give none, as where a test is secret.
     """
     by_split = split_folders(path)
+    for other in (folder for folder in folders(path) if by_split and folder.name not in by_split):
+        if count := _count(other):
+            draft.notes.append(f"{count:,} pictures in {other.name}, which is no split, are left out")
     for top in [path / name for name in by_split] or [path]:
         inner = folders(top)
         if lists := files_in(top, _LISTS):
             for file in lists:
                 _read_list(file, by_split.get(top.name), draft)
         elif by_split and {folder.name for folder in inner} <= {_PICTURES}:
-            if count := sum(is_picture(name) for _, names in walk(top) for name in names):
+            if count := _count(top):
                 draft.notes.append(f"{count:,} pictures in {top.name} have no label and are left out")
         else:
             _read_folders(top, inner, by_split.get(top.name), draft)
+
+
+def _count(folder: Path) -> int:
+    """Pictures in it, however deep."""
+    return sum(is_picture(name) for _, names in walk(folder) for name in names)
 
 
 def _read_folders(top: Path, classes: list[Path], split: str | None, draft: Draft) -> None:
@@ -41,7 +49,8 @@ def _read_folders(top: Path, classes: list[Path], split: str | None, draft: Draf
                 file = Path(where, name)
                 found = True
                 if entry := draft.found(file.relative_to(draft.root).as_posix(), file, None):
-                    entry.label, entry.split = folder.name, split
+                    draft.label(entry, folder.name, file, None)
+                    entry.split = split
         if not found:
             draft.problem(folder, None, "no pictures: an empty class folder")
 

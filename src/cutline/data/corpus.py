@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cutline.data.files import plain
+
 SPLITS = ("train", "val", "test")
 
 
@@ -34,7 +36,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}" if self.line is not None else str(self.file)
-        return f"{place}: {self.message}"
+        return plain(f"{place}: {self.message}")
 
 
 @dataclass(frozen=True)

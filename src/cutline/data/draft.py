@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Entry:
     captions: dict[str, list[str]] = field(default_factory=dict)
     label: str | None = None
     split: str | None = None
+    unclear: bool = False
+    """What was said of its split, label or id cannot be trusted."""
     described: bool = False
     """A caption was given, even one that is of no use or in another language than those asked for."""
 
@@ -140,17 +143,15 @@ class Draft:
 
     def _find(self, name: str, home: str) -> list[str]:
         """Where the picture is: at `name`, or else at `name` in one of the root's folders ("Images", "val2017")."""
-        if not self.pictures:
-            return [name]
         if exact := self._listed(name):
             return [exact]
         if self._subfolders is None:
             with os.scandir(self.root) as entries:
                 self._subfolders = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
         # A table in a folder of its own ("annotations") names pictures that lie in folders beside that.
-        name = self._below(name, home)
-        hits = [self._listed(f"{folder}/{name}") for folder in self._subfolders] + [self._listed(name)]
-        return [hit for hit in hits if hit]
+        below = self._below(name, home)
+        hits = [self._listed(f"{folder}/{below}") for folder in self._subfolders] + [self._listed(below)]
+        return [hit for hit in hits if hit] or ([] if self.pictures else [name])
 
     def _listed(self, name: str) -> str:
         """`name` as the folder spells it: exactly, or but for case and Unicode form; empty if it is not there."""
@@ -186,21 +187,26 @@ class Draft:
         split = split_named(stated)
         if split is None:
             self.problem(file, line, f"unknown split: '{stated}' (known: {', '.join(_SPLIT_NAMES)})")
+            entry.unclear = True
         elif entry.split not in (None, split):
             self.problem(file, line, f"in two splits: {entry.name} is in {entry.split} and in {split}")
+            entry.unclear = True
         else:
             entry.split = split
 
     def label(self, entry: Entry, label: str, file: Path, line: int | None) -> None:
-        if entry.label not in (None, plain(label)):
+        label = unicodedata.normalize("NFC", plain(label))
+        if entry.label not in (None, label):
             self.problem(file, line, f"two labels: {entry.name} is '{entry.label}' and '{label}'")
+            entry.unclear = True
         else:
-            entry.label = plain(label)
+            entry.label = label
 
     def identify(self, entry: Entry, id: str, file: Path, line: int | None) -> None:
         if entry.id not in ("", plain(id)):
             hint = "leave such a column out if it numbers captions"
             self.problem(file, line, f"two ids: {entry.name} is '{entry.id}' and '{id}' ({hint})")
+            entry.unclear = True
         else:
             entry.id = plain(id)
 
@@ -237,6 +243,8 @@ class Draft:
         wanted = "caption" if self._languages_seen or not any(e.label for e in self.entries.values()) else "label"
         usable: dict[str, Entry] = {}
         for entry in self.entries.values():
+            if entry.unclear:
+                continue
             if not entry.captions and entry.label is None:
                 if not entry.described and self._read_all:
                     self.problem(entry.file, entry.line, f"picture without a {wanted}: {entry.name}")
@@ -261,9 +269,11 @@ def split_in(name: str) -> str | None:
 
 
 def split_folders(path: Path) -> dict[str, str]:
-    """Folder -> split, if the folders in `path` are splits and nothing else."""
-    splits = {folder.name: split_named(folder.name) for folder in folders(path)}
-    return {name: split for name, split in splits.items() if split} if all(splits.values()) else {}
+    """Folder -> split, if the folders in `path` are splits; beside a training split and another there may be more."""
+    names = [folder.name for folder in folders(path)]
+    splits = {name: split for name in names if (split := split_named(name))}
+    divided = "train" in splits.values() and len(set(splits.values())) > 1
+    return splits if divided or len(splits) == len(names) else {}
 
 
 def summary(source: str, problems: Sequence[Problem], listed: int = _LISTED) -> str:

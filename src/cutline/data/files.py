@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from cutline.errors import DataError
 
@@ -18,13 +20,18 @@ def cache_folder() -> Path:
 
 
 def read_lines(file: Path, problem: Callable[[Path, int, str], None]) -> list[str]:
-    """The lines of a UTF-8 file, without their ends; one that is not UTF-8 is noted and left empty."""
+    """The lines of a text, without their ends: UTF-8, or UTF-16 that says so; a line that is neither is left empty, and
+    noted.
+    """
     try:
         data = file.read_bytes().removeprefix(b"\xef\xbb\xbf")
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise DataError(f"{file} is UTF-16", fix="save it as UTF-8")
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # Notepad's and Excel's "Unicode"
+        try:
+            data = data.decode("utf-16").encode()
+        except UnicodeError as error:
+            raise DataError(f"{file} is damaged UTF-16: {error}", fix="save it as UTF-8") from None
     if b"\n" not in data:  # Excel on a Mac may still write so
         data = data.replace(b"\r", b"\n")
     try:
@@ -40,6 +47,15 @@ def read_lines(file: Path, problem: Callable[[Path, int, str], None]) -> list[st
                 lines.append("")
     # Only real line ends: a caption may hold characters that `splitlines` would break it at.
     return [line.removesuffix("\r") for line in lines]
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, as `json.loads` asks for one; refused where it has two values of one name."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice = [f"'{name}'" for name, count in Counter(name for name, _ in pairs).items() if count > 1]
+        raise DataError(f"given twice in one object: {', '.join(twice[:3])}{' …' * (len(twice) > 3)}")
+    return content
 
 
 def folders(path: Path) -> list[Path]:

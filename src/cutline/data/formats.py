@@ -14,7 +14,7 @@ from cutline.data.tables import csv_header, read_csv_file
 from cutline.errors import DataError
 
 _TOKENS = re.compile(r"(?P<set>[^.]+)(?:\.(?P<lang>[a-z]{2,3}))?\.token(?:\.txt)?")
-_SPLIT_FILE = re.compile(r".*(?P<split>train|dev|val|test)Images\.txt")
+_SPLIT_FILE = re.compile(r".*(?P<split>train|dev|val|test)images\.txt", re.IGNORECASE)
 _NOT_CAPTIONS = {"readme", "license", "licence", "classes", "labels"}
 
 
@@ -141,7 +141,8 @@ def read_coco(path: Path, draft: Draft) -> None:
                 draft.problem(file, None, f"id used twice: images[{number}] has id {id} again")
             elif entry := entries.setdefault(id, draft.picture(name, file, None)):
                 draft.identify(entry, id, file, None)
-                if split := split_of_file or split_in(entry.image.parent.name):
+                folder = entry.image.parent
+                if split := split_of_file or (split_in(folder.name) if folder != draft.root else None):
                     draft.split(entry, split, file, None)
         for number, note in enumerate(_records(content, "annotations", file)):
             id, text = str(note.get("image_id", "")), note.get("caption")
@@ -239,6 +240,9 @@ def _read_sidecar(file: Path, owners: dict[str, list[Entry]], draft: Draft) -> N
             draft.problem(file, None, what)
         return
     entry = pictures[0]
+    if not file.is_file():
+        draft.problem(file, None, "unusable text: no file, or a link that leads nowhere")
+        return
     lines = [(number, text) for number, text in enumerate(read_lines(file, draft.problem), 1) if text.strip()]
     for number, text in lines:
         draft.caption(entry, text, draft.language(lang), file, number)

@@ -65,6 +65,7 @@ _NOT_PICTURES = {
 }
 
 _ORIENTATION_TAG = 0x0112
+_BITS_TAG = 258
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -279,7 +280,7 @@ def _identify(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     shares; ours is each caller's own.
     """
     head = file.read(64)
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
+    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1") and b"avif" not in head:
         _register_heif(name)
     for format_name in _FORMATS:
         factory, accepts = Image.OPEN.get(format_name, (None, None))
@@ -318,13 +319,20 @@ def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
     """Deep grey samples as 8 bits: by their full range where the format fixes it, else by the range that is used."""
     values = np.asarray(picture)
     if picture.mode != "F" and (picture.mode != "I" or picture.format == "PNG"):
-        return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
-    values = np.nan_to_num(values.astype(np.float32), nan=0.0, posinf=0.0, neginf=0.0)
+        most = _largest(picture)
+        return ((values.astype(np.uint32) * 255 + most // 2) // most).clip(max=255).astype(np.uint8)
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     low, high = float(values.min()), float(values.max())
     if low >= 0:  # the customary ranges, so that a dark picture stays dark
         low, high = 0.0, next((top for top in (1.0, 255.0, 65535.0) if high <= top), high)
-    scaled = (values - low) * (255.0 / max(high - low, 1e-30))
-    return np.rint(scaled).astype(np.uint8)
+    scaled = (values - low) / max(high - low, 1e-30)
+    return np.rint(255 * scaled).astype(np.uint8)
+
+
+def _largest(picture: Image.Image) -> int:
+    """What white is in samples of 16 bits; microscopes and scanners write fewer, and TIFF says how many."""
+    bits = getattr(picture, "tag_v2", {}).get(_BITS_TAG, (16,))
+    return int(2 ** min(max(int(bits[0]), 1), 16)) - 1
 
 
 def _reason(error: Exception) -> str:

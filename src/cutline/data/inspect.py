@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import re
+import stat
 import statistics
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from cutline import cpus
 from cutline.console import progress
 from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
 from cutline.data.draft import NothingUsableError
+from cutline.data.files import plain
 from cutline.data.images import open_picture
 from cutline.data.labels import Balance, balance, count_labels, oddities
 from cutline.data.readers import read_corpus
@@ -27,7 +29,6 @@ try:
 except ImportError:  # the runtime goes without
     from hashlib import blake2b as _hash
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _COMMON = 3
 
 
@@ -73,8 +74,8 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        problems = [{"file": str(p.file), "line": p.line, "message": p.message} for p in self.problems]
-        copies = [[str(path) for path in group] for group in self.copies]
+        problems = [{"file": plain(str(p.file)), "line": p.line, "message": p.message} for p in self.problems]
+        copies = [[plain(str(path)) for path in group] for group in self.copies]
         return {**dataclasses.asdict(self), "copies": copies, "problems": problems}
 
 
@@ -92,13 +93,19 @@ def inspect(
         corpus = read_corpus(path, format, images=images, languages=languages, skip_bad=True)
     except NothingUsableError as nothing:
         corpus = nothing.corpus
-    copies = _copies(corpus.samples)
+    sizes = {sample.image: _size(sample.image) for sample in corpus.samples}
+    copies = _copies(sizes)
     labels = count_labels(corpus.samples)
     problems = [*corpus.problems, *_contradictions(corpus.samples, copies)]
     if not corpus.languages:  # beside captions, labels are a remark that need not make classes
         problems += oddities(corpus.samples)
     if check_pictures:
         problems += _undecodable(corpus.samples, quiet)
+    else:
+        broken = (image for image, size in sizes.items() if size is None)
+        problems += [
+            Problem(image, None, "unusable picture: no file, or a link that leads nowhere") for image in broken
+        ]
     return Inspection(
         source=corpus.source,
         pictures=len(corpus),
@@ -115,7 +122,7 @@ def inspect(
 def _language(corpus: Corpus, lang: str) -> Language:
     groups = [texts for sample in corpus.samples if (texts := sample.captions.get(lang))]
     captions = [text for texts in groups for text in texts]
-    worded = [_WORD.findall(text.lower()) for text in captions]
+    worded = [_words(text) for text in captions]
     vocabulary = Counter(word for words in worded for word in words)
     said = Counter(captions)
     return Language(
@@ -130,17 +137,42 @@ def _language(corpus: Corpus, lang: str) -> Language:
     )
 
 
+def _words(text: str) -> list[str]:
+    """Without punctuation; of scripts that write no spaces, at least each Chinese or Japanese sign by itself."""
+    parts = unicodedata.normalize("NFC", text.lower()).translate(_LETTERS).split()
+    return [word for part in parts if (word := part.strip("'"))]
+
+
+class _Letters(dict[int, str]):
+    """For `str.translate`: what is left of a letter, a mark, or anything else."""
+
+    def __missing__(self, code: int) -> str:
+        letter = chr(code)
+        kind = unicodedata.category(letter)
+        alone = kind == "Lo" and unicodedata.east_asian_width(letter) == "W" and not "\uac00" <= letter <= "\ud7a3"
+        if letter in "'’":
+            self[code] = "'"
+        elif kind[0] in "LNM":
+            self[code] = f" {letter} " if alone else letter
+        else:
+            self[code] = "" if kind == "Cf" else " "
+        return self[code]
+
+
+_LETTERS = _Letters()
+
+
 def _range(numbers: Iterable[int]) -> Range:
     ordered = sorted(numbers)
     return Range(ordered[0], statistics.median(ordered), ordered[-1])
 
 
-def _copies(samples: Iterable[Sample]) -> tuple[tuple[Path, ...], ...]:
+def _copies(sizes: Mapping[Path, int | None]) -> tuple[tuple[Path, ...], ...]:
     """Pictures whose files are equal; only files of the same size are read."""
     by_size: dict[int, list[Path]] = {}
-    for sample in samples:
-        if (size := _size(sample.image)) is not None:
-            by_size.setdefault(size, []).append(sample.image)
+    for image, size in sizes.items():
+        if size is not None:
+            by_size.setdefault(size, []).append(image)
     by_content: dict[tuple[int, bytes], list[Path]] = {}
     for size, images in by_size.items():
         for image in images if len(images) > 1 else ():
@@ -163,9 +195,10 @@ def _contradictions(samples: Iterable[Sample], copies: Iterable[Sequence[Path]])
 
 def _size(path: Path) -> int | None:
     try:
-        return path.stat().st_size
-    except OSError:  # a link that leads nowhere; opening it says so
+        found = path.stat()
+    except OSError:
         return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None  # nothing may be read that never ends
 
 
 def _digest(path: Path) -> bytes:

@@ -68,6 +68,10 @@ def oddities(samples: Iterable[Sample]) -> list[Problem]:
             found.append(Problem(place, None, message))
         elif total == 1:
             found.append(Problem(place, None, f"class with one picture: nothing is left to judge '{label}' by"))
+    if len(counts) == 1:
+        (label,) = counts
+        message = f"only one class: '{label}' (where the folders in it are the classes, name it instead)"
+        found.append(Problem(first[label].image, None, message))
     for names in alike.values():
         if len(names) > 1:
             told = " and ".join(f"'{name}'" for name in names)

@@ -11,7 +11,7 @@ from cutline.data.cifar import cifar_files, read_cifar
 from cutline.data.classes import read_classes
 from cutline.data.corpus import Corpus
 from cutline.data.draft import Draft
-from cutline.data.files import files_in, folders
+from cutline.data.files import files_in, folders, plain
 from cutline.data.formats import (
     captions_txt,
     json_files,
@@ -140,7 +140,7 @@ def read_corpus(
         raise DataError(f"cannot read {error.filename or path}: {error.strerror}") from None
     if choose(divide, ("given", "anew"), "divide") == "anew":
         draft.forget_splits()
-    return draft.finish(f"{path} ({name})", (val_share, test_share), seed, skip_bad)
+    return draft.finish(plain(f"{path} ({name})"), (val_share, test_share), seed, skip_bad)
 
 
 def detect(path: Path) -> str:

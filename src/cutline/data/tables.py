@@ -6,13 +6,14 @@ import csv
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from cutline.data.draft import UNKNOWN_LANGUAGE, Draft, Entry, split_in
-from cutline.data.files import files_in, read_lines
+from cutline.data.files import files_in, read_lines, unique
 from cutline.errors import DataError
 
 _NAMES = {
@@ -26,8 +27,11 @@ _NAMES = {
 _ROLES = {name: role for role, names in _NAMES.items() for name in names.split()}
 # "caption", "captions", "caption_2", "caption_de", …
 _CAPTION = re.compile(
-    r"(?:captions?|texts?|sentences?|descriptions?|comments?|alt|alt_text)(?:_?(?P<number>\d+)|_(?P<lang>[a-z]{2,3}))?"
+    r"(?:captions?|texts?|sentences?|descriptions?|comments?|alt|alt_text)"
+    r"(?:_?(?P<number>\d+)|_(?!(?:len|num|raw|src|tok|url)$)(?P<lang>[a-z]{2,3}))?"
 )
+_DELIMITER = re.compile(r"(?i)sep=.")
+"""The line that Excel puts before a header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +48,12 @@ class Columns:
 def columns(names: tuple[str, ...]) -> Columns:
     """What the columns mean; refused where that is not clear."""
     roles: dict[str, str] = {}
-    captions = []
+    captions: list[tuple[str, str]] = []
     for name in names:
         plain = re.sub(r"[\s\-]+", "_", name.strip().lower())
         if match := _CAPTION.fullmatch(plain):
+            if name in dict(captions):
+                raise DataError(f"unclear columns: two are called '{name}'", fix=f"call them {name}_1 and {name}_2")
             captions.append((name, match["lang"] or ""))
         elif role := _ROLES.get(plain):
             if role in roles:
@@ -69,14 +75,15 @@ def read_csv(path: Path, draft: Draft) -> None:
 def read_csv_file(file: Path, draft: Draft, language: str, only: Collection[str] = ()) -> set[str]:
     """Read the rows of one file; returns the pictures that are passed over because they are not among `only`."""
     lines = read_lines(file, draft.problem)
+    top = 1 if _DELIMITER.fullmatch(lines[0].strip()) and len(lines) > 1 else 0
     try:
-        delimiter, header = csv_header(lines[0])
+        delimiter, header = csv_header(lines[top])
         meaning = columns(header)
     except DataError as error:
-        raise DataError(f"{file}:1: {error.what}", expected=error.expected, fix=error.fix) from None
+        raise DataError(f"{file}:{top + 1}: {error.what}", expected=error.expected, fix=error.fix) from None
     split = split_in(file.stem)
     passed_over: set[str] = set()
-    for line, row in _csv_rows(lines, delimiter, file, draft):
+    for line, row in _csv_rows(lines, top + 1, delimiter, file, draft):
         if len(row) != len(header):
             hint = "; text with a comma needs quotes" if len(row) > len(header) else ""
             draft.problem(file, line, f"malformed row: {len(row)} values for {len(header)} columns{hint}")
@@ -88,36 +95,56 @@ def read_csv_file(file: Path, draft: Draft, language: str, only: Collection[str]
             lang = values.get(meaning.roles.get("lang", ""), "")
             for name, its_lang in meaning.captions:
                 # Of several columns, those not needed for a picture are left blank.
-                if values[name].strip() or len(meaning.captions) == 1:
-                    draft.caption(entry, values[name], draft.language(its_lang or lang, language), file, line)
+                if (values[name].strip() or len(meaning.captions) == 1) and not _counts(values[name], its_lang):
+                    for text in _listed(values[name]):
+                        draft.caption(entry, text, draft.language(its_lang or lang, language), file, line)
     return passed_over
 
 
 def csv_header(line: str) -> tuple[str, tuple[str, ...]]:
     """The delimiter that parts the header into the most columns, and the columns."""
-    try:
-        rows = [(mark, next(csv.reader([line], delimiter=mark), [])) for mark in ",;\t|"]
-    except csv.Error:
+    rows = []
+    for mark in ",;\t|":
+        with suppress(csv.Error):
+            rows.append((mark, next(csv.reader([line], delimiter=mark, strict=True), [])))
+    if not rows:
         return ",", (line,)  # no header at all
     mark, row = max(rows, key=lambda item: len(item[1]))
     return mark, tuple(name.strip() for name in row)
 
 
-def _csv_rows(lines: list[str], mark: str, file: Path, draft: Draft) -> Iterator[tuple[int, list[str]]]:
-    # Strict: otherwise a quote that is never closed swallows the rest of the file without a word.
-    reader = csv.reader((line + "\n" for line in lines), delimiter=mark, strict=True)
-    next(reader)
-    while True:
-        line = reader.line_num + 1
+def _csv_rows(lines: list[str], first: int, mark: str, file: Path, draft: Draft) -> Iterator[tuple[int, list[str]]]:
+    """The rows from lines[first] on, each with the number of the line that it begins in."""
+    while first < len(lines):
+        given = (f"{lines[place]}\n" for place in range(first, len(lines)))
+        # Strict: otherwise a quote that is never closed swallows the rest of the file without a word.
+        reader = csv.reader(given, delimiter=mark, strict=True)
+        line = first + 1
         try:
-            row = next(reader)
-        except StopIteration:
-            return
+            for row in reader:
+                if any(value.strip() for value in row):
+                    yield line, row
+                line = first + reader.line_num + 1
         except csv.Error as error:
             draft.problem(file, line, f"malformed row: {error}")
-            continue
-        if any(value.strip() for value in row):
-            yield line, row
+            first = line  # the lines that a quote has swallowed are rows of their own
+        else:
+            return
+
+
+def _counts(value: Any, lang: str) -> bool:
+    """Whether it numbers captions ("caption_id"), in a column whose ending might as well be a language."""
+    return bool(lang) and (isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal()))
+
+
+def _listed(text: str) -> list[str]:
+    """The captions in a cell: the text itself, or each of a JSON list of texts."""
+    if text.lstrip().startswith("["):
+        with suppress(ValueError, RecursionError):
+            texts = json.loads(text)
+            if texts and all(isinstance(each, str) for each in texts):
+                return list(texts)
+    return [text]
 
 
 def read_jsonl(path: Path, draft: Draft) -> None:
@@ -127,7 +154,7 @@ def read_jsonl(path: Path, draft: Draft) -> None:
             if not text.strip():
                 continue
             try:
-                row = json.loads(text)
+                row = json.loads(text, object_pairs_hook=unique)
                 if not isinstance(row, dict):
                     raise DataError(f"malformed row: {type(row).__name__} instead of an object {{…}}")
                 meaning = columns(tuple(row))
@@ -151,6 +178,8 @@ def _read_row(row: dict[str, Any], meaning: Columns, split: str | None, draft: D
         return
     lang = str(row.get(meaning.roles.get("lang", "")) or "")
     for name, its_lang in meaning.captions:
+        if _counts(row[name], its_lang):
+            continue
         try:
             texts = list(_texts(row[name], its_lang or lang))
         except TypeError as error:

@@ -49,7 +49,7 @@ _ALONE = "".join(rf"\U{low:08x}-\U{high:08x}" for low, high in _UNSPACED if low 
 _LETTER = rf"[\p{{L}}\p{{N}}--[{_ALONE}]][\p{{M}}\u200c\u200d]*"
 _WORD = "|".join(
     (
-        rf"(?=[[{_ALONE}]&&[\p{{L}}\p{{N}}]])\X",
+        rf"(?=[[{_ALONE}]&&[\p{{L}}\p{{N}}]])\X\p{{M}}*",
         # What French and Italian elide is a word of its own ("l'", "dell'"), so that "l'eau" is no other water.
         r"\p{Latin}+'(?=(?i:[aeiouyhàâäæéèêëîïíìôöœóòûüúù]))",
         r"\p{L}(?:\.\p{L})+(?![\p{L}\p{M}])",  # abbreviations

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 import tempfile
-from collections import Counter
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ from typing import Any
 
 from cutline.data.corpus import Corpus, Problem
 from cutline.data.draft import UNKNOWN_LANGUAGE, summary
+from cutline.data.files import unique
 from cutline.data.images import is_picture
 from cutline.data.readers import read_corpus
 from cutline.data.tables import csv_header
@@ -41,7 +42,7 @@ class References:
     captions: Mapping[str, tuple[str, ...]]
     """The captions of each picture, by its id."""
     pictures: Mapping[str, str]
-    """What each picture's file is called, where that is known."""
+    """What each picture's file is called, where that is known; of all splits, also where one is asked for."""
     problems: tuple[Problem, ...] = ()
     """What was left out because it could not be read."""
 
@@ -68,6 +69,7 @@ def read_predictions(source: str, lang: str = "") -> dict[str, str]:
 
     `lang` picks that language's captions where a file has several.
     """
+    lang = lang.lower()
     data, label = _read(source)
     text = _decode(data, label)
     problems: list[Problem] = []
@@ -129,14 +131,16 @@ def _row(item: Any, line: int | None, where: str = "") -> _Row:
     values = {str(key).strip().lower(): value for key, value in item.items()}
     name = next((values[key] for key in _NAMES if key in values), None)
     caption = next((values[key] for key in _CAPTIONS if key in values), None)
-    lang = str(values.get("lang") or UNKNOWN_LANGUAGE)
+    lang = str(values.get("lang") or UNKNOWN_LANGUAGE).lower()
     return _Row(line, where, name, caption, lang, failed=bool(values.get("error")) and not caption)
 
 
 def _json_lines(lines: list[tuple[int, str]], label: Path, problems: list[Problem]) -> Iterator[_Row]:
     for number, line in lines:
         try:
-            yield _row(json.loads(line), number)
+            yield _row(json.loads(line, object_pairs_hook=unique), number)
+        except DataError as error:
+            problems.append(Problem(label, number, error.what))
         except (ValueError, RecursionError) as error:
             problems.append(Problem(label, number, f"not JSON: {error}"))
 
@@ -149,6 +153,8 @@ def _table(text: str, label: Path, problems: list[Problem]) -> Iterator[_Row]:
         raise DataError(
             f"{label}:1: no column for the picture and one for its caption in {found}", expected=PREDICTIONS
         )
+    if twice := [name for name in {*_NAMES, *_CAPTIONS} if names.count(name) > 1]:
+        raise DataError(f"{label}:1: two columns are called '{twice[0]}'", fix="leave one out, or call it otherwise")
     # Strict, or a quote that is never closed would swallow the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 0
@@ -181,7 +187,7 @@ def _caption(value: Any, lang: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        langs = [str(item.get("lang") or UNKNOWN_LANGUAGE) for item in value]
+        langs = [str(item.get("lang") or UNKNOWN_LANGUAGE).lower() for item in value]
         stated = ", ".join(dict.fromkeys(its_lang for its_lang in langs if its_lang != UNKNOWN_LANGUAGE))
         if not lang and "," in stated:
             raise ValueError(f"captions in several languages: {stated}; say which by --lang")
@@ -214,12 +220,14 @@ def read_references(
     return _from_corpus(corpus, split)
 
 
-def read_training(source: str, lang: str = "") -> list[str]:
-    """The captions that a system learned from: of a corpus's train split, or all where it is not divided."""
+def read_training(source: str, lang: str = "", *, divide: bool = False) -> list[str]:
+    """The captions that a system learned from: of a corpus's train split, or all where it is not divided, unless
+    training is to `divide` it.
+    """
     if (content := _json_object(source, "auto")) is not None:
         captions = _plain(content, Path(source), "").captions
     else:
-        captions = _from_corpus(_corpus(source, "auto", lang, True, divide=False), "train").captions
+        captions = _from_corpus(_corpus(source, "auto", lang, True, divide=divide), "train").captions
     return [text for texts in captions.values() for text in texts]
 
 
@@ -253,7 +261,7 @@ def _from_corpus(corpus: Corpus, split: str) -> References:
     captions = {s.id: texts for s in samples for texts in s.captions.values() if texts}
     if not captions:
         raise DataError(f"{corpus.source}: there are no captions{f' in split {split}' if split else ''}")
-    return References(captions, {s.id: s.image.as_posix() for s in samples}, corpus.problems)
+    return References(captions, {s.id: s.image.as_posix() for s in corpus.samples}, corpus.problems)
 
 
 def _plain(content: Any, label: Path, split: str) -> References:
@@ -299,17 +307,16 @@ def align(predictions: Mapping[str, str], references: References) -> dict[str, s
     """Predictions under the references' ids.
 
     A picture may be called by its id or by its file's name, with or without folders and ending, as long as only one
-    is called so. Predictions that fit none keep their names.
+    is called so: of all that there are, or else of those that have references. Predictions that fit none keep their
+    names.
     """
-    owners: dict[str, str] = {}
-    for id in references.captions:
-        for name in {*_called(id), *_called(references.pictures.get(id, id))}:
-            owners[name] = id if owners.get(name, id) == id else ""
+    files = {id: references.pictures.get(id, id) for id in {**references.pictures, **references.captions}}
+    finders = [_Finder(files), _Finder({id: files[id] for id in references.captions})]
     aligned: dict[str, str] = {}
     given: dict[str, str] = {}
     twice = []
     for name, caption in predictions.items():
-        id = name if name in references.captions else next(filter(None, map(owners.get, _called(name))), name)
+        id = next(filter(None, (find(name) for find in finders)), name)
         if id in aligned:
             twice.append(f"{given[id]} = {name}")
         aligned[id], given[id] = caption, name
@@ -318,13 +325,44 @@ def align(predictions: Mapping[str, str], references: References) -> dict[str, s
     return aligned
 
 
+class _Finder:
+    """Finds the picture that a name means."""
+
+    def __init__(self, pictures: Mapping[str, str]) -> None:
+        self.ids = pictures.keys()
+        self.ends: dict[str, str] = {}
+        """Owners of what ids and files' names may be cut down to; empty where there are several."""
+        self.wholes: dict[str, str] = {}
+        """Owners of ids and files' own names, which may stand below folders that are known to nobody."""
+        for id, file in pictures.items():
+            for name in {*_called(id), *_called(file)}:
+                self.ends[name] = id if self.ends.get(name, id) == id else ""
+            path = PurePosixPath(id)
+            base = PurePosixPath(file).name
+            # Where a folder is part of the id, it is part of what the picture is called.
+            for name in {*_whole(id), *(() if path.name == base and len(path.parts) > 1 else _whole(base))}:
+                self.wholes[name] = id if self.wholes.get(name, id) == id else ""
+
+    def __call__(self, name: str) -> str:
+        """Its id; empty if it may be none or several."""
+        if name in self.ids:
+            return name
+        found = [self.ends.get(each) for each in _whole(name)] + [self.wholes.get(each) for each in _called(name)]
+        return next(filter(None, found), "")
+
+
+def _whole(name: str) -> list[str]:
+    """`a/b/1.jpg` and `a/b/1`."""
+    path = PurePosixPath(unicodedata.normalize("NFC", name.replace("\\", "/")))
+    plain = "/".join(part for part in path.parts if part not in ("/", ".", ".."))
+    # Only the endings of pictures: "1.5" may be a name of its own.
+    return [plain, plain[: -len(path.suffix)]] if path.suffix and is_picture(path.name) else [plain]
+
+
 def _called(name: str) -> list[str]:
     """`a/b/1.jpg`, `b/1.jpg`, `1.jpg`, and the same without `.jpg`."""
-    path = PurePosixPath(name.replace("\\", "/"))
-    parts = [part for part in path.parts if part not in ("/", ".", "..")]
-    names = ["/".join(parts[start:]) for start in range(len(parts))]
-    # Only the endings of pictures: "1.5" may be a name of its own.
-    return names + [name[: -len(path.suffix)] for name in names if path.suffix and is_picture(path.name)]
+    wholes = [whole.split("/") for whole in _whole(name)]
+    return ["/".join(parts[start:]) for parts in wholes for start in range(len(parts))]
 
 
 # Files --------------------------------------------------------------------------------------------------------------
@@ -353,16 +391,13 @@ def _decode(data: bytes, label: Path) -> str:
 
 
 def _json(text: str, label: Path) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = dict(pairs)
-        if len(content) < len(pairs):
-            twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
-            raise DataError(f"{label}: given twice in one object: {some(twice, 'name')}")
-        return content
-
     try:
         return json.loads(text, object_pairs_hook=unique)
+    except DataError as error:
+        raise DataError(f"{label}: {error.what}") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{label}:{error.lineno}: not JSON: {error.msg} (column {error.colno})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(f"{label}: not JSON that can be read: {error}") from None
     except RecursionError:
         raise DataError(f"{label}: not JSON that can be read: nested too deeply") from None

@@ -97,12 +97,17 @@ def tokenize(text: str) -> list[str]:
     return list(chain.from_iterable(map(_tokens, text.lower().split())))
 
 
+def _is_other_punctuation(token: str) -> bool:
+    """Whether it is what other scripts than Latin punctuate with, as far as it is not written as Latin's above."""
+    return all(letter >= "\u0300" and unicodedata.category(letter)[0] == "P" for letter in token)
+
+
 @lru_cache(maxsize=1 << 16)
 def _tokens(chunk: str) -> tuple[str, ...]:
     """The words of a stretch between spaces. Few of them are new, so most are looked up."""
     tokens: list[str] = []
     for token in _TOKEN.findall(chunk):
         # Longer runs of dots and dashes are written as the shortest.
-        if token not in _PUNCTUATION and token.strip("-") and token.strip("."):
+        if token not in _PUNCTUATION and token.strip("-") and token.strip(".") and not _is_other_punctuation(token):
             tokens += _SPLIT.get(token) or [token.translate(_BRACKETS)]
     return tuple(tokens)
