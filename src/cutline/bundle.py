@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cutline.data.images import Transform
 from cutline.errors import ConfigError, CutlineError, DataError, ModelError, choose, require
@@ -115,7 +116,7 @@ def kind_of(path: Path) -> str:
     """What kind of bundle this is, by its own word: none of it is verified."""
     try:
         return str(json.loads(_read_files(path, (MANIFEST,))[MANIFEST]).get("kind", "captions"))
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         raise _no_manifest(path) from None
 
 
@@ -136,7 +137,7 @@ def read_bundle(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
         kind = facts.get("kind", "captions")
         if seal != seal_of(facts) or kind not in PARTS or set(listed) - set(OPTIONAL[kind]) != set(PARTS[kind]):
             raise _damaged(path, f"{MANIFEST} does not match its seal")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _no_manifest(path) from None
     files = _read_files(path, sorted(listed))
     for name, data in files.items():
@@ -166,7 +167,7 @@ def pixels(transform: Transform, picture: Picture) -> Array:
         picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
     if not isinstance(picture, Image.Image):
         raise DataError(f"not a picture: {type(picture).__name__}", expected="a path, bytes, a PIL picture or an array")
-    return transform(picture)
+    return transform(ImageOps.exif_transpose(picture))  # as a file of it would be turned
 
 
 def answer_all(
@@ -241,7 +242,13 @@ def _openvino(threads: int, precision: str) -> Callable[[bytes], Graph]:
 
     def open_graph(model: bytes) -> Graph:
         request = core.compile_model(core.read_model(io.BytesIO(model)), "CPU", settings).create_infer_request()
-        return lambda arrays: list(request.infer(list(arrays), share_inputs=True).values())
+        one_at_a_time = threading.Lock()
+
+        def run(arrays: Sequence[Array]) -> list[Array]:
+            with one_at_a_time:  # several threads would get one another's answers
+                return list(request.infer(list(arrays), share_inputs=True).values())
+
+        return run
 
     return open_graph
 
@@ -261,14 +268,16 @@ def _read_files(path: Path, names: Sequence[str]) -> dict[str, bytes]:
             raise ModelError(f"{path}: cannot be read: {error.strerror}") from None
     if not path.exists():
         raise ModelError(f"there is no bundle {path}", fix="cutline demo makes one, cutline export RUN another")
+    import lzma
     import zipfile
+    import zlib
 
     try:
         with zipfile.ZipFile(path) as archive:
             return {name: archive.read(name) for name in names}
     except KeyError as error:
         raise _damaged(path, f"{error.args[0]}") from None
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError) as error:
         raise ModelError(
             f"{path} is not a bundle: {error}", expected="a folder or a file from cutline export"
         ) from None

@@ -156,5 +156,7 @@ def _dump(form: Form[R], result: R) -> str:
 
 def _csv_line(*cells: str) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(cells)
+    # Before Python 3.13 a lone carriage return goes unquoted, and readers take it for the end of a row.
+    lone = any("\r" in cell for cell in cells)
+    csv.writer(line, lineterminator="\n", quoting=csv.QUOTE_ALL if lone else csv.QUOTE_MINIMAL).writerow(cells)
     return line.getvalue()

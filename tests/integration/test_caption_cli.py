@@ -182,6 +182,37 @@ def test_mistakes_are_said_without_a_traceback(run_cutline, bundle: Path, photos
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--out", "."], "is no file"),
+        (["--out", "/dev/null", "--force"], "/dev/null is no file"),
+        (["--out", "photo 0.png/x.csv"], "photo 0.png"),
+        (["--out", "/proc/x/y.csv"], "/proc/x"),
+        (["--model", "x" * 300], "File name too long"),
+    ],
+)
+def test_places_that_cannot_be_are_told_in_a_line(
+    run_cutline, bundle: Path, photos: Path, arguments, said: str
+) -> None:
+    done = run_cutline("caption", ".", *arguments, *([] if "--model" in arguments else ["--model", bundle]), cwd=photos)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in photos.iterdir()) == [f"photo {number}.png" for number in range(5)]
+
+
+def test_names_that_cannot_be_stop_nothing_else(run_cutline, bundle: Path, photos: Path) -> None:
+    for wrong in ("~nobody-of-that-name/x.jpg", "x" * 300 + ".jpg", "x" * 300 + "*.jpg"):
+        done = run_cutline("caption", wrong, "--model", bundle)
+        assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    lines = "".join(f"{photos}/photo {number % 5}.png\n" for number in range(40)) + "a\0b.png\n"
+    done = run_cutline("caption", "-", "--model", bundle, "--format", "jsonl", input=lines)
+    assert done.returncode == 1, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [("captions" in row) for row in rows] == [True] * 40 + [False]
+
+
 def test_a_reader_that_goes_away_is_no_error(bundle: Path, photos: Path) -> None:
     command = f"'{sys.executable}' -m cutline caption '{photos}' --model '{bundle}' | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def complete(line: str, folder: Path) -> list[str]:
         '_cutline; printf "%s\\n" "${COMPREPLY[@]}"',
     ]
     done = subprocess.run(["bash", "-c", "\n".join(lines)], capture_output=True, text=True, check=True, cwd=folder)
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 def test_bash_completes_verbs_tasks_flags_and_files(tmp_path: Path) -> None:
@@ -59,6 +60,8 @@ def test_bash_completes_verbs_tasks_flags_and_files(tmp_path: Path) -> None:
     assert complete("cutline data ins", tmp_path) == ["inspect"]
     assert complete("cutline data inspect --check", tmp_path) == ["--check-pictures"]
     assert complete("cutline caption pho", tmp_path) == ["photos"]
+    (tmp_path / "my photo.jpg").touch()
+    assert complete("cutline caption my", tmp_path) == ["my photo.jpg"]
 
 
 def test_fish_and_zsh_get_the_same_words() -> None:
@@ -110,3 +113,60 @@ def test_threads_that_wait_sleep_unless_told_otherwise(
         monkeypatch.setenv(name, value)
     assert main(["nothing"]) == 2
     assert (os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")) == used
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", ["--help", "--version", "doctor", "data formats"])
+def test_a_full_disk_is_told_in_a_line(arguments: str) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m cutline {arguments} > /dev/full", shell=True, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (2, f"cutline {arguments.split()[0]}: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "> /dev/null 2>&-"])
+def test_streams_may_be_closed(closed: str) -> None:
+    command = f"{sys.executable} -m cutline data formats {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_reader_of_help_may_go_away() -> None:
+    command = f"({sys.executable} -m cutline --help; echo $? >&2) | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert done.stderr.strip() in ("141", "0")  # 0: it was all written before the reader went
+
+
+def test_doctor_waits_for_nobody(run_cutline: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cutline.cli import doctor
+
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nexec sleep 60\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(doctor, "PATIENCE", 0.2)
+    assert doctor.gpus() == "nvidia-smi does not answer"
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert doctor.disk_here().startswith("not known")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("demo", "--scenes", "3"), "60 or more"),
+        (("demo", "--epochs", "0"), "1 or more"),
+        (("features", "build", "scenes", "--limit", "-3"), "--limit -3"),
+        (("evaluate", "STARTER", "--data", ".", "--limit", "-3"), "--limit -3"),
+        (("evaluate", "STARTER", "--data", ".", "--views", "10"), "puts nothing into classes"),
+    ],
+)
+def test_numbers_that_cannot_be(arguments: tuple[str, ...], said: str, run_cutline: Run, tmp_path: Path) -> None:
+    from cutline.starter import starter
+
+    done = run_cutline(*(str(starter()) if each == "STARTER" else each for each in arguments), cwd=tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
+    assert said in done.stderr
+    assert not list(tmp_path.iterdir())

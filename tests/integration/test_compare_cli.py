@@ -67,6 +67,21 @@ def test_runs_on_other_data_are_not_compared_without_a_word(run_cutline: Run, ru
     assert "not scored on the same pictures" in done.stdout
 
 
+def test_best_is_by_accuracy_whatever_else_is_there(run_cutline: Run, tmp_path: Path) -> None:
+    make(tmp_path / "a", accuracy=40.0, top5=100.0, ece=30.0)
+    make(tmp_path / "b", accuracy=95.0, top5=100.0, ece=2.0, rate=1e-2)
+    found = json.loads(run_cutline("compare", tmp_path, "--format", "json", "--no-time").stdout)
+    assert [run["name"] for run in found["runs"]] == ["b", "a"]
+
+
+def test_best_of_several_languages_is_by_their_mean(run_cutline: Run, tmp_path: Path) -> None:
+    make(tmp_path / "a", en_cider=60.0, de_cider=20.0, en_bleu_4=20.0)
+    make(tmp_path / "b", en_cider=50.0, de_cider=45.0, en_bleu_4=70.0, rate=1e-2)
+    make(tmp_path / "c", en_cider=40.0, de_cider=20.0, en_bleu_4=99.0, rate=1e-1)
+    found = json.loads(run_cutline("compare", tmp_path, "--format", "json", "--no-time").stdout)
+    assert [run["name"] for run in found["runs"]] == ["b", "a", "c"]
+
+
 def test_the_same_seed_twice_tells_nothing_of_luck(run_cutline: Run, runs: Path) -> None:
     make(runs / "again", seed=1, accuracy=64.0, top5=92.0)
     found = json.loads(run_cutline("compare", runs, "--format", "json").stdout)

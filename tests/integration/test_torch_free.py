@@ -94,8 +94,20 @@ def test_captions_are_those_of_the_whole_installation(
     assert json.loads(scored.stdout)
 
 
-def test_verbs_that_need_torch_name_the_extra(core: Path, tmp_path: Path) -> None:
-    done = run(core, "-m", "cutline", "export", "runs/x", cwd=tmp_path)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("export", "runs/x"),
+        ("train", "--data", "scenes"),
+        ("train", "--data", "scenes", "--dry-run"),
+        ("demo",),
+        ("features", "build", "."),
+        ("grid", "--vary", "decoder.kind=lstm,gru", "--out", "g"),
+        ("benchmark", "classify", "--data", ".", "--out", "b"),
+    ],
+)
+def test_verbs_that_need_torch_name_the_extra(core: Path, tmp_path: Path, command: Command) -> None:
+    done = run(core, "-m", "cutline", *command, cwd=tmp_path)
     assert done.returncode == 2
     assert "cutline[train]" in done.stderr
     assert "Traceback" not in done.stderr

@@ -88,6 +88,34 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
     assert (stopped / "events.jsonl").read_bytes() == (whole / "events.jsonl").read_bytes()
 
 
+def test_a_picture_damaged_meanwhile_is_in_no_score_and_ends_nothing(
+    tmp_path: Path, tiny_run: Path, tiny_config: Path, run_cutline: Run
+) -> None:
+    """Neither in training nor afterwards, and what cannot be read is left out of later scores as well."""
+    from cutline.data.readers import read_corpus
+
+    data = tmp_path / "data"
+    shutil.copytree(Path(tomllib.loads((tiny_run / "config.toml").read_text())["data"]["path"]), data)
+    first = read_corpus(data).split("val")[0].image
+    first.write_bytes(first.read_bytes()[:300])
+    settings = tmp_path / "short.toml"
+    settings.write_text(tiny_config.read_text().replace("epochs = 2", "epochs = 1"))
+    given = ("train", "--preset", "scenes", "--config", settings, "--data", data, "--output", tmp_path / "runs")
+    done = run_cutline(*given)
+    assert done.returncode == 0, done.stderr
+    assert "in no score, since they cannot be read: 1 of the split val" in done.stderr
+    run = Path(done.stdout.splitlines()[-1])
+    assert (run / "report.html").exists()
+    scored = run_cutline("evaluate", run, "--split", "val", "--format", "json", "--quiet")
+    assert scored.returncode == 0, scored.stderr
+    assert "is in no score" in scored.stderr
+    assert str(first) in scored.stderr
+    count = len(read_corpus(data).split("val"))
+    assert {each["count"] for each in json.loads(scored.stdout).values()} == {count - 1}
+    exported = run_cutline("export", run, "--out", tmp_path / "bundle")
+    assert exported.returncode == 0, exported.stderr
+
+
 def test_resume_refuses_other_data(tmp_path: Path, tiny_run: Path, run_cutline: Run) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
     config = (run / "config.toml").read_text()

@@ -64,6 +64,7 @@ def test_pictures_of_a_class_that_the_model_does_not_know() -> None:
     assert "of classes not known:1" in found.signature
     nothing_known = score_classes([[0.9, 0.1, 0.0]], [UNKNOWN], NAMES)
     assert (nothing_known.accuracy, nothing_known.macro_f1, nothing_known.nll) == (0, 0, math.inf)
+    json.dumps(nothing_known.to_dict(), allow_nan=False)
 
 
 def test_guesses_alike_are_ranked_as_they_are_shown() -> None:

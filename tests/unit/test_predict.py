@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -288,6 +289,16 @@ def test_one_file_is_the_same_bundle(bundle: Path, tmp_path: Path) -> None:
     packed.write_bytes(data)
     with pytest.raises(ModelError):
         load(packed)
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:  # zipped anew, and damaged
+        for file in bundle.iterdir():
+            archive.write(file, file.name)
+    with zipfile.ZipFile(packed) as archive:
+        place = archive.getinfo(MANIFEST).header_offset + 30 + len(MANIFEST) + 4
+    deflated = bytearray(packed.read_bytes())
+    deflated[place : place + 8] = b"\xff" * 8
+    packed.write_bytes(deflated)
+    with pytest.raises(ModelError, match="not a bundle"):
+        load(packed)
     packed.write_bytes(data[: len(data) // 2])
     with pytest.raises(ModelError, match="not a bundle"):
         load(packed)
@@ -318,7 +329,7 @@ def test_what_is_no_bundle_is_refused(damaged: Path, tmp_path: Path) -> None:
     text.write_text("hello")
     with pytest.raises(ModelError, match="not a bundle"):
         load(text)
-    for foreign in ("[]", "{}", "null", '{"format": "x"}', '{"format": 1, "files": 3, "seal": ""}'):
+    for foreign in ("[" * 100_000, "[]", "{}", "null", '{"format": "x"}', '{"format": 1, "files": 3, "seal": ""}'):
         (damaged / MANIFEST).write_text(foreign)
         with pytest.raises(ModelError):
             load(damaged)
@@ -349,6 +360,27 @@ def test_openvino_says_the_same(bundle: Path, captioner: Captioner) -> None:
         assert mine.score == pytest.approx(theirs.score, abs=1e-5)
         np.testing.assert_allclose(mine.attention, theirs.attention, atol=1e-5)
     assert [c.text for c in load(bundle, precision="bf16").caption(pictures)] == [c.text for c in other]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_several_threads_get_their_own_answers(bundle: Path, backend: str) -> None:
+    if backend == "openvino":
+        pytest.importorskip("openvino")
+    captioner = load(bundle, backend=backend)
+    pictures = [picture(colour) for colour in COLOURS] * 40
+    alone = [captioner.caption(each)[0].text for each in pictures[: len(COLOURS)]] * 40
+    with ThreadPoolExecutor(4) as threads:
+        assert [found[0].text for found in threads.map(captioner.caption, pictures)] == alone
+
+
+def test_a_picture_in_memory_is_turned_as_its_file_is(captioner: Captioner, tmp_path: Path) -> None:
+    ramp = Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1)))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    ramp.save(tmp_path / "phone.png", exif=exif)
+    with Image.open(tmp_path / "phone.png") as opened:
+        np.testing.assert_array_equal(captioner.pixels(opened), captioner.pixels(tmp_path / "phone.png"))
+    assert not np.array_equal(captioner.pixels(ramp), captioner.pixels(tmp_path / "phone.png"))
 
 
 def test_backends_that_cannot_be(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,3 +124,9 @@ def test_classes_in_every_format() -> None:
     assert table[0]["label"] == "a\ncat"
     assert (table[2]["label_3"], table[2]["probability_3"], table[2]["error"]) == ("cow", "0.003000", "")
     assert (table[1]["label_2"], table[1]["error"]) == ("", "damaged")
+
+
+def test_csv_is_read_back_whatever_is_in_a_path() -> None:
+    results = [Captioned(Path('a\rb,"c".jpg'), None, DataError("x"))]
+    rows = list(csv.reader(io.StringIO(written("csv", results), newline="")))
+    assert [row[0] for row in rows] == ["path", 'a\rb,"c".jpg']

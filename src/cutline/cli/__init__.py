@@ -39,18 +39,8 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     from cutline.errors import ConfigError, CutlineError, nearest
 
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper) and stream.errors == "strict":
-            stream.reconfigure(errors="backslashreplace")  # a file's name, or a bar on Windows, is no reason to end
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
-    if arguments[0] == "--version":
-        from cutline import __version__
-
-        print(f"cutline {__version__}")
-        return 0
+    _ready_streams()
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     # Threads that wait should soon sleep: on a machine that does anything else besides, spinning ones made a training
     # step fifteen times slower. But waking takes time, so GNU's OpenMP, which PyTorch has on Linux, may spin for about
     # 50 microseconds first. It must be said before PyTorch loads it.
@@ -59,10 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     verb, *rest = arguments
     try:
+        if verb in ("-h", "--help", "help"):
+            print(usage(), flush=True)
+            return 0
+        if verb == "--version":
+            from cutline import __version__
+
+            print(f"cutline {__version__}", flush=True)
+            return 0
         if verb not in VERBS:
             raise ConfigError(f"unknown verb '{verb}'{nearest(verb, VERBS)}", expected=", ".join(VERBS))
         module = importlib.import_module(VERBS[verb][0])
-        return int(module.main(rest) or 0)
+        code = int(module.main(rest) or 0)
+        sys.stdout.flush()
+        return code
     except CutlineError as error:
         print(f"cutline {verb}: {error}", file=sys.stderr)
         return 2
@@ -70,6 +70,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output went away (`| head`); keep the interpreter from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader of our output went away (`| head`).
+        _write_no_more()
         return 141
+    except OSError as error:
+        if error.errno is None:
+            raise
+        named = f"{error.filename}: " if error.filename else ""
+        print(f"cutline {verb}: {named}{error.strerror}", file=sys.stderr)
+        _write_no_more()
+        return 2
+
+
+def _ready_streams() -> None:
+    """Whatever our caller has closed, or cannot write, is no reason to end."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115  # as long as we live
+        elif isinstance(stream, TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _write_no_more() -> None:
+    """Keep the interpreter from complaining, at its end, of what standard output would not take."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,7 +15,7 @@ import tyro
 
 from cutline.cli.arguments import dispatch, parse
 from cutline.console import say
-from cutline.errors import ConfigError, CutlineError
+from cutline.errors import ConfigError, CutlineError, require
 
 if TYPE_CHECKING:
     from cutline.config import Config
@@ -66,6 +66,7 @@ def _classify(arguments: list[str]) -> int:
 
     made = form("Classify", _ABOUT, Switches, without=_WITHOUT)
     given = parse(made, arguments, verb="benchmark classify")
+    require("torch", "train", "training")
     from cutline.cli import benchmark_table, trials
     from cutline.engine import folder, grid
 

@@ -149,7 +149,9 @@ def _time(bundle: Path, settings: Any) -> Timing | None:
 
 
 def _best_first(row: Row) -> tuple[bool, float]:
-    return "accuracy" not in row.scores, -max(row.scores.values(), default=0.0) if row.scores else 0.0
+    ciders = [score for name, score in row.scores.items() if name.startswith(_OF_CAPTIONS["cider"])]
+    best = [row.scores["accuracy"]] if "accuracy" in row.scores else ciders
+    return "accuracy" not in row.scores, -sum(best) / len(best) if best else 0.0
 
 
 def _seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -25,7 +25,10 @@ _cutline() {
     esac ;;
   esac
   COMPREPLY=($(compgen -W "$words" -- "$word"))
-  if [ "$COMP_CWORD" -gt 1 ] && [ "${word#-}" = "$word" ]; then COMPREPLY+=($(compgen -f -- "$word")); fi
+  if [ "$COMP_CWORD" -gt 1 ] && [ "${word#-}" = "$word" ]; then
+    local IFS=$'\\n'  # names may have spaces
+    COMPREPLY+=($(compgen -f -- "$word"))
+  fi
 }
 complete -o filenames -F _cutline cutline
 """

@@ -14,11 +14,15 @@ from typing import TYPE_CHECKING
 
 from cutline.cli.arguments import parse
 from cutline.console import duration, say
+from cutline.errors import ConfigError, require
 
 if TYPE_CHECKING:
     from cutline.config import Config
     from cutline.data.corpus import Corpus
     from cutline.evaluation.judge import Judged
+
+LEAST = 60
+"""Scenes, so that there are some of each split."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,9 @@ class Demo:
 
 def main(arguments: list[str]) -> int:
     given = parse(Demo, arguments, verb="demo")
+    if given.scenes < LEAST or given.epochs < 1:
+        raise ConfigError(f"{given.scenes} scenes, {given.epochs} epochs", expected=f"{LEAST} or more, and 1 or more")
+    require("torch", "train", "training")
     started = time.monotonic()
     say("Loading PyTorch (some seconds) ...", quiet=given.quiet)
     from cutline.cli.evaluate import show

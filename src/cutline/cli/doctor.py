@@ -15,6 +15,8 @@ from typing import Any
 from cutline import __version__, cpus
 from cutline.cli.arguments import parse
 
+PATIENCE = 20.0
+"""Seconds that a driver has to answer."""
 EXTRAS = {
     "": ("numpy", "pillow", "onnxruntime", "rich", "tyro"),
     "train": ("torch", "torchvision", "timm", "safetensors", "tokenizers", "onnx", "onnxscript", "xxhash"),
@@ -64,7 +66,7 @@ def examine() -> dict[str, Any]:
         "processor": f"{processor()}; {cpus.count()} cores for us",
         "number formats": ", ".join(number_formats()) or "plain",
         "memory": f"{memory / 1e9:.1f} GB" + (f", limited to {limit / 1e9:.1f} GB" if limit else ""),
-        "disk here": f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free",
+        "disk here": disk_here(),
         "open files": open_files(),
         "GPU": gpus(),
     }
@@ -115,6 +117,13 @@ def open_files() -> str:
     return f"{soft}, at most {hard}"
 
 
+def disk_here() -> str:
+    try:
+        return f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB free"
+    except OSError as error:
+        return f"not known: {error.strerror}"
+
+
 def gpus() -> str:
     """Asked of the driver, so that it needs no torch."""
     import subprocess
@@ -123,5 +132,8 @@ def gpus() -> str:
     if not tool:
         return "none found (no nvidia-smi)"
     query = [tool, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return "nvidia-smi does not answer"
     return "; ".join(done.stdout.strip().splitlines()) if done.returncode == 0 else "nvidia-smi finds none"

@@ -76,9 +76,18 @@ def main(arguments: list[str]) -> int:
     given = parse(Evaluate, arguments, verb="evaluate")
     from cutline.bundle import load
 
+    if given.limit < 0:
+        raise ConfigError(f"--limit {given.limit}", expected="0 (all of them) or more")
     if given.out and given.out.exists():
         raise ConfigError(f"{given.out} is there already", fix="name another file")
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)  # now, and not when all is done
     models = [load(bundle) for bundle in _bundles(given.model)]
+    writes = [hasattr(model, "caption") for model in models]
+    if not any(writes) and (given.lang or given.beam):
+        raise ConfigError(f"{given.model} writes no captions", fix="leave out --lang and --beam")
+    if all(writes) and given.views != 1:
+        raise ConfigError(f"{given.model} puts nothing into classes", fix="leave out --views")
     corpus = _corpus(given)
     results = [_captions(m, corpus, given) if hasattr(m, "caption") else _classes(m, corpus, given) for m in models]
     if given.out:
@@ -108,6 +117,8 @@ def _captions(captioner: Captioner, corpus: Corpus, given: Evaluate) -> tuple[Ma
             expected="a language that both have",
         )
     results = {lang: _judge(captioner, samples, lang, corpus, given) for lang in languages}
+    for id, why in {id: why for judged in results.values() for id, why in judged.unreadable.items()}.items():
+        say(f"{id} is in no score: {why}")
     rows = [
         {"path": id, "captions": [{"text": caption.text, "score": caption.score, "lang": lang}]}
         for lang, judged in results.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ class Export:
     classes: bool = False
     """The classifier of a run that has learned captions as well."""
     weights: Literal["fp32", "fp16", "int8"] = "fp32"
-    """How to store the weights: in a half or a quarter of the space, rounded. Computing stays fp32."""
+    """How to store the weights: in two bytes each, or most in one, rounded. Computing stays fp32."""
     one_file: bool = False
     """One file instead of a folder."""
     force: bool = False
@@ -86,6 +87,7 @@ def _text(file: Path | None) -> str:
 def _pictures(run: Path, count: int) -> list[Path]:
     """Pictures of the run's data, those that it did not learn from first; none where they are gone."""
     from cutline import config
+    from cutline.data.images import readable
     from cutline.data.sources import read
 
     if not count:
@@ -95,4 +97,4 @@ def _pictures(run: Path, count: int) -> list[Path]:
     except DataError:
         return []
     samples = [*corpus.split("test"), *corpus.split("val"), *corpus.split("train")]
-    return [sample.image for sample in samples[:count]]
+    return list(islice(readable(sample.image for sample in samples), count))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,6 +102,7 @@ class Finished:
 
 def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool = False) -> Finished:
     """Export, check, caption the split with the bundle itself, and write the report."""
+    from cutline.data.images import readable
     from cutline.engine import agree
     from cutline.engine.choose import choose_search
     from cutline.engine.run import load_captioner
@@ -117,10 +119,8 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     say("exporting the bundle", quiet=quiet)
     bundle = run / "bundle"
     torch_captioner = export(run, bundle, force=True)
-    samples = [sample for sample in corpus.split(split) if sample.image.is_file()]
-    if gone := len(corpus.split(split)) - len(samples):
-        say(f"in no score, since they are no longer there: {gone} of the split {split}")
-    pictures = [sample.image for sample in samples[:CHECKED]]
+    samples = corpus.split(split)
+    pictures = list(islice(readable(sample.image for sample in samples), CHECKED))
     agreement = check_bundle(torch_captioner, bundle, pictures)
     say(f"the bundle against PyTorch: {agreement}", quiet=quiet)
     if not agreement.reached:
@@ -128,6 +128,8 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     captioner = load(bundle)
     languages = [lang for lang in captioner.languages if any(s.captions.get(lang) for s in samples)]
     judged = {lang: caption_split(captioner, samples, lang, corpus, quiet=quiet) for lang in languages}
+    if unreadable := {id for each in judged.values() for id in each.unreadable}:
+        say(f"in no score, since they cannot be read: {len(unreadable)} of the split {split}")
     looks = _looks(samples, judged)
     write_page(run, config, samples, judged, captioner.transform, split, looks)
     return Finished(judged, looks)

@@ -38,6 +38,8 @@ def named(arguments: Sequence[str]) -> Named:
         return Named(found, len(found))
     if len(arguments) > 1:
         raise ConfigError("- stands for all pictures, and there are others", fix="name - alone")
+    if sys.stdin is None:
+        raise ConfigError("standard input is closed", fix="name pictures, folders or globs")
     source = sys.stdin.buffer
     assert isinstance(source, io.BufferedReader)
     if _looks_like_a_picture(source.peek(512)[:512]):
@@ -77,7 +79,10 @@ def find_model(kind: str, variable: str) -> Path | None:
 def _written(bundle: Path) -> float:
     from cutline.bundle import MANIFEST
 
-    return (bundle / MANIFEST if bundle.is_dir() else bundle).stat().st_mtime
+    try:
+        return (bundle / MANIFEST if bundle.is_dir() else bundle).stat().st_mtime
+    except OSError:  # a link that leads nowhere, which is told when it is opened
+        return 0.0
 
 
 def write_all(
@@ -114,9 +119,12 @@ def output(out: Path | None, force: bool) -> Iterator[TextIO]:
     """Standard output, or a file that takes its name only once it is complete; what an interruption leaves is kept."""
     if out is None:
         # A file name that is not UTF-8 goes out as it came in.
-        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")  # type: ignore[union-attr]
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield sys.stdout
         return
+    if out.exists() and not out.is_file():
+        raise ConfigError(f"{out} is no file", expected="a file to write, for --out")
     partial = out.with_name(out.name + ".partial")
     for path in (out, partial):
         if path.exists() and not force:

@@ -12,7 +12,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
@@ -193,7 +193,10 @@ _SPARE = 2
 
 def find_pictures(argument: str) -> list[Path]:
     """The pictures that a file, a folder (with all below it) or a glob names, in natural order."""
-    path = Path(argument).expanduser()
+    try:
+        path = Path(argument).expanduser()
+    except RuntimeError as error:  # ~someone who is not known here
+        raise DataError(f"there is no {argument}: {error}") from None
     if path.is_dir():
         found = [Path(folder, name) for folder, names in walk(path) for name in names if is_picture(name)]
         if not found:
@@ -211,6 +214,14 @@ def find_pictures(argument: str) -> list[Path]:
             expected=f"files ending in {_ENDINGS}",
         )
     return sorted(found, key=lambda match: natural(str(match)))
+
+
+def readable(images: Iterable[Path]) -> Iterator[Path]:
+    """Those that can be opened and decoded."""
+    for image in images:
+        with contextlib.suppress(DataError):
+            open_picture(image)
+            yield image
 
 
 def is_picture(name: str) -> bool:
@@ -250,8 +261,8 @@ def _open_file(source: Source, name: str, limits: Limits) -> Iterator[BinaryIO]:
     if isinstance(source, Path | str):
         try:
             file: BinaryIO = open(source, "rb", opener=_open_regular)  # noqa: SIM115
-        except OSError as error:
-            raise DataError(f"{name}: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a name with a zero in it, for one
+            raise DataError(f"{name}: {getattr(error, 'strerror', None) or error}") from None
         size = os.fstat(file.fileno()).st_size
     else:
         data = source if isinstance(source, bytes) else source.read(limits.bytes + 1)

@@ -81,6 +81,7 @@ class ClassScores:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the figures, and those of each class."""
         values = {name: getattr(self, name) for name in ("accuracy", "top5", "macro_f1", "ece", "nll")}
+        values["nll"] = self.nll if math.isfinite(self.nll) else None  # JSON has no infinity
         values |= {"count": self.count, "unknown": self.unknown, "signature": self.signature}
         return {**values, "classes": dict(zip(self.names, self._each()))}
 

@@ -26,6 +26,8 @@ class Judged:
     scores: Scores
     captions: Mapping[str, Any]
     """Caption by sample id."""
+    unreadable: Mapping[str, str]
+    """Pictures that are in no score, and why, by sample id."""
 
 
 def judge(
@@ -45,11 +47,25 @@ def judge(
     if not there:
         raise DataError(f"none of the {len(samples)} pictures has a caption in '{lang}' to score against")
     captions: dict[str, Any] = {}
+    unreadable: dict[str, str] = {}
+
+    def say(part: Sequence[Sample]) -> None:
+        try:
+            made = caption([sample.image for sample in part])
+        except DataError as error:  # of one of them
+            if len(part) == 1:
+                unreadable[part[0].id] = error.what
+            else:
+                for sample in part:
+                    say([sample])
+        else:
+            captions.update({sample.id: each for sample, each in zip(part, made, strict=True)})
+
     for start in range(0, len(there), batch):
-        part = there[start : start + batch]
-        made = caption([sample.image for sample in part])
-        captions |= {sample.id: each for sample, each in zip(part, made, strict=True)}
-        advance(len(part))
-    references = {sample.id: sample.captions[lang] for sample in there}
+        say(there[start : start + batch])
+        advance(len(there[start : start + batch]))
+    if not captions:
+        raise DataError(f"none of the {len(there)} pictures can be read: {next(iter(unreadable.values()))}")
+    references = {sample.id: sample.captions[lang] for sample in there if sample.id in captions}
     texts = {id: each.text for id, each in captions.items()}
-    return Judged(score(texts, references, training=training), captions)
+    return Judged(score(texts, references, training=training), captions, unreadable)
