@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import struct
@@ -384,3 +385,20 @@ def test_finding_nothing_says_so(folder: Path) -> None:
 def test_a_folder_that_holds_itself_ends(folder: Path) -> None:
     (folder / "b" / "loop").symlink_to(folder)
     assert len(find_pictures(str(folder))) == 4
+
+
+def test_a_folder_that_may_not_be_looked_into_stands_for_its_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "lost+found"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (2, 2)).save(tmp_path / name / "1.png")
+    scandir = os.scandir
+
+    def closed(path: str) -> object:
+        if Path(path).name == "lost+found":  # root may look into all of them
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    assert find_pictures(str(tmp_path)) == [tmp_path / "a" / "1.png", tmp_path / "lost+found"]

@@ -12,7 +12,7 @@ import io
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NoReturn
@@ -192,13 +192,18 @@ _SPARE = 2
 
 
 def find_pictures(argument: str) -> list[Path]:
-    """The pictures that a file, a folder (with all below it) or a glob names, in natural order."""
+    """The pictures that a file, a folder (with all below it) or a glob names, in natural order.
+
+    Folders that may not be looked into are there in the place of their pictures, for whoever opens them to be told so.
+    """
     try:
         path = Path(argument).expanduser()
     except RuntimeError as error:  # ~someone who is not known here
         raise DataError(f"there is no {argument}: {error}") from None
     if path.is_dir():
-        found = [Path(folder, name) for folder, names in walk(path) for name in names if is_picture(name)]
+        closed: list[Path] = []
+        below = walk(path, unreadable=lambda error: closed.append(Path(error.filename)))
+        found = [Path(folder, name) for folder, names in below for name in names if is_picture(name)] + closed
         if not found:
             raise DataError(f"no pictures in {path}", expected=f"files ending in {_ENDINGS}")
         return found
@@ -235,13 +240,17 @@ def natural(text: str) -> tuple[list[tuple[int, int | str]], str]:
     return [(0, int(part)) if part.isdecimal() else (1, part) for part in parts], text
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+def _cannot_list(error: OSError) -> NoReturn:
+    raise DataError(f"cannot list {error.filename}: {error.strerror}") from None
+
+
+def walk(folder: Path, unreadable: Callable[[OSError], object] = _cannot_list) -> Iterator[tuple[str, list[str]]]:
     """Each folder from `folder` down with its files' names, in natural order; hidden ones are left out.
 
     Links to folders are followed, each folder is visited once.
     """
     seen: set[tuple[int, int]] = set()
-    for where, folders, names in os.walk(folder, followlinks=True, onerror=_cannot_list):
+    for where, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         status = Path(where).stat()
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -249,10 +258,6 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted((f for f in folders if not f.startswith((".", "__MACOSX"))), key=natural)
         yield where, sorted((name for name in names if not name.startswith(".")), key=natural)
-
-
-def _cannot_list(error: OSError) -> NoReturn:
-    raise DataError(f"cannot list {error.filename}: {error.strerror}") from None
 
 
 @contextlib.contextmanager
