@@ -41,9 +41,13 @@ class Sorting:
         self.there = 0
         """Pictures whose bytes were there already."""
         self._earlier = {entry.source: entry for entry in undo.entries.values()}
+        self._interrupted: Entry | None = None
+        """A move that may lack its last step."""
         for line, entry in list(undo.entries.items())[-1:]:  # no other can have been interrupted
             if _never_put(undo.folder, entry):
                 undo.drop([line])
+            elif entry.moved:
+                self._interrupted = entry
 
     def __str__(self) -> str:
         done = "moved" if self._move else "copied"
@@ -81,16 +85,18 @@ class Sorting:
     def _put(self, source: Path, folder: str) -> bool:
         """False where its bytes are there already."""
         seen, print = source.stat(), _fingerprint(source)
+        within = self._undo.folder / folder
         earlier = self._earlier.get(source)
         if earlier and earlier.print == print and _whole(self._undo.folder, earlier):
-            if self._move:  # all but the last step was done
-                _remove(source, seen, self._undo.folder / earlier.target)
-            return False
-        within = self._undo.folder / folder
+            target = self._undo.folder / earlier.target
+            if not self._move or earlier is not self._interrupted or target.parent != within:
+                return False
+            _remove(source, seen, target)
+            return True
         if not within.is_dir():
             self._undo.make(folder)
         for name in _numbered(source.name):
-            entry = Entry(source, f"{folder}/{name}", print)
+            entry = Entry(source, f"{folder}/{name}", print, moved=self._move)
             if os.path.lexists(within / name):
                 if _whole(self._undo.folder, entry):
                     return False

@@ -33,6 +33,8 @@ class Entry(NamedTuple):
     target: str
     """Below the folder of the undo file, which may be moved as a whole: `cat/1.jpg`."""
     print: Print
+    moved: bool = False
+    """Not copied. Undo files of earlier versions do not say it."""
 
 
 class Undo:
@@ -60,7 +62,8 @@ class Undo:
 
     def add(self, entry: Entry) -> int:
         """What is about to be done. Returns its line."""
-        return self._append({"source": str(entry.source), "target": entry.target} | entry.print._asdict())
+        about = {"source": str(entry.source), "target": entry.target, **entry.print._asdict()}
+        return self._append(about | ({"moved": True} if entry.moved else {}))
 
     def drop(self, lines: Sequence[int]) -> None:
         """They were undone, or never done. This may be forgotten: the pictures themselves show it."""
@@ -117,7 +120,8 @@ class Undo:
                 source, print = Path(about["source"]), Print(int(about["bytes"]), str(about["sha256"]))
                 if not source.is_absolute():
                     raise ValueError(source)
-                self.entries[self._line] = Entry(source, _below(about["target"]), print)
+                moved = about.get("moved") is True
+                self.entries[self._line] = Entry(source, _below(about["target"]), print, moved)
         except (ValueError, TypeError, KeyError):
             self.unreadable.append(self._line)
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tests.sorted_pictures import SORTED, all_of, draw, everything, put, take_back, without_undo, write
+from tests.sorted_pictures import LABELS, SORTED, all_of, draw, everything, put, take_back, without_undo, write
 
 from cutline import sorting
 from cutline.errors import ConfigError
@@ -73,6 +73,60 @@ def test_a_second_sort_goes_on(photos: Path, tmp_path: Path, move: bool) -> None
     if not move:  # by another opinion, too: undo first, or sort into another folder
         put(to, *((path, "dog") for path, _ in again))
         assert without_undo(to) == SORTED
+    assert take_back(to) == []
+    assert everything(photos) == before
+
+
+@pytest.mark.parametrize("label", ["cat", "dog"])
+def test_pictures_that_were_copied_are_not_moved_afterwards(photos: Path, tmp_path: Path, label: str) -> None:
+    """Their bytes are there already, be it in the folder that they would go to or in another."""
+    before, to = everything(photos), tmp_path / "sorted"
+    pictures = [(photos / name, "cat") for name in ("1.jpg", "a/1.jpg", "b/2.jpg")]
+    put(to, *pictures)
+    sorted_before = everything(to)
+    with sorting.sort_into(to, LABELS, move=True, least=0) as second:
+        for path, _ in pictures:
+            second.put(path, label, 1)
+        assert (second.put_into.total(), second.there) == (0, 3)
+    assert everything(photos) == before
+    assert everything(to) == sorted_before
+    assert take_back(to) == []
+    assert everything(photos) == before
+    assert not to.exists()
+
+
+def half_moved(photos: Path, to: Path) -> Path:
+    """A move that was interrupted before its last step; the picture."""
+    picture = photos / "1.jpg"
+    put(to, *all_of(photos)[1:], (picture, "cat"), move=True)
+    os.link(to / "cat/1-2.jpg", picture)
+    return picture
+
+
+def test_an_interrupted_move_is_finished_and_counted(photos: Path, tmp_path: Path) -> None:
+    before, to = everything(photos), tmp_path / "sorted"
+    picture = half_moved(photos, to)
+    write(photos / "b/2.jpg", b"two")  # no interruption: moved long ago, and put here again since
+    with sorting.sort_into(to, LABELS, move=True, least=0) as second:
+        second.put(photos / "b/2.jpg", "a/b", 1)
+        second.put(picture, "cat", 1)
+        assert str(second) == f"1 pictures moved into {to}, 1 not moved: the same picture is there already"
+    assert everything(photos) == {"b/2.jpg": b"two"}
+    assert take_back(to) == []
+    assert everything(photos) == before
+
+
+@pytest.mark.parametrize("differs", ["class", "copy", "undo file of an earlier version"])
+def test_nothing_else_is_taken_for_an_interrupted_move(photos: Path, tmp_path: Path, differs: str) -> None:
+    before, to = everything(photos), tmp_path / "sorted"
+    picture = half_moved(photos, to)
+    if differs.startswith("undo file"):
+        old = (to / sorting.UNDO).read_bytes().replace(b', "moved": true', b"")
+        (to / sorting.UNDO).write_bytes(old)
+    with sorting.sort_into(to, LABELS, move=differs != "copy", least=0) as second:
+        second.put(picture, "dog" if differs == "class" else "cat", 1)
+        assert (second.put_into.total(), second.there) == (0, 1)
+    assert picture.exists()
     assert take_back(to) == []
     assert everything(photos) == before
 
