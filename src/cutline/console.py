@@ -101,7 +101,7 @@ def _lines(what: str, total: int, unit: str, done: int) -> Advance:
         shown = now
         took = now - start
         left = "" if finished else f", {duration((total - done - count) * took / max(count, 1))} left"
-        share = 100 * (done + count) // total
+        share = 100 * (done + count) // total if total else 100
         behind = f"  {note}" if note else ""
         rate = speed(count, took, unit)
         rest = f" ({share} %), {rate}" if rate else f" {unit} ({share} %)"

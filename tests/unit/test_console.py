@@ -67,3 +67,9 @@ def test_a_bar_of_seconds_tells_no_speed(capsys: pytest.CaptureFixture[str]) -> 
         advance(3, note="loss 1.0")
     assert speed(30, 30, "s") == ""
     assert "training: 33/60 s (55 %), " in capsys.readouterr().err
+
+
+def test_work_of_which_nothing_was_expected_does_not_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("reading", 0, "pictures") as advance:
+        advance()
+    assert capsys.readouterr().err.startswith("reading: 1/0 (100 %)")

@@ -11,6 +11,7 @@ import pytest
 from tests.sorted_pictures import SORTED, all_of, draw, everything, put, take_back, without_undo, write
 
 from cutline import sorting, undo
+from cutline.cli.classify import main
 from cutline.errors import CutlineError, DataError
 
 
@@ -66,6 +67,16 @@ def test_a_damaged_line_is_named_and_the_others_are_undone(photos: Path, tmp_pat
     assert take_back(to) == [f"{to / sorting.UNDO}: line {number + 1} cannot be read"]
     assert everything(photos) == {name: data for name, data in before.items() if name != "b/1.jpg"}
     assert without_undo(to) == {"dog/1.jpg": b"one" * 99}
+
+
+def test_an_undo_file_of_which_no_line_can_be_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(tmp_path / "undo.jsonl", undo._HEADER + b"mended by hand\n" * 2)
+    assert main(["--undo", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert f"{file}: line 3 cannot be read" in said
+    assert "bringing back: 2/2 (100 %)" in said
+    assert "0 pictures are back, 2 are left as they are" in said
+    assert file.exists()
 
 
 @pytest.mark.parametrize(("left", "named"), [(b'"source": "x"', True), (b"\n", False), (b'\n{"a\n\xff\n', False)])

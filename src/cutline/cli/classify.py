@@ -177,7 +177,7 @@ def _undo(file: Path, *, quiet: bool) -> int:
     back = left = 0
     with (
         held(file / UNDO if file.is_dir() else file) as undo,
-        progress("bringing back", len(undo.entries), "pictures", quiet=quiet) as advance,
+        progress("bringing back", len(undo.entries) + len(undo.unreadable), "pictures", quiet=quiet) as advance,
     ):
         for reason in bring_back(undo):
             advance()
