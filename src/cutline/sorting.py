@@ -70,7 +70,7 @@ class Sorting:
 
     def put(self, picture: Path, label: str, probability: float) -> None:
         """Copy or move a picture into the folder of its class, or of the unsure ones; or a `DataError`: it stays."""
-        source = picture.absolute()
+        source = self._undo.source(picture)
         folder = self.folders[label] if probability >= self._least else UNSURE
         try:
             if self._move and source.is_symlink():

@@ -30,6 +30,7 @@ class Entry(NamedTuple):
     """A picture that was put into a folder, or was about to be."""
 
     source: Path
+    """Absolute. What lies below the folder of the undo file is written relative to it, as it moves along."""
     target: str
     """Below the folder of the undo file, which may be moved as a whole: `cat/1.jpg`."""
     print: Print
@@ -42,6 +43,7 @@ class Undo:
 
     def __init__(self, path: Path, handle: int) -> None:
         self.path, self.folder, self._handle = path, path.parent, handle
+        self._place = self.folder.resolve()
         self.entries: dict[int, Entry] = {}
         """What is to be undone, by its line."""
         self.made: list[str] = []
@@ -60,9 +62,16 @@ class Undo:
         for line in data[: self._size].split(b"\n")[1:-1]:
             self._read(line)
 
+    def source(self, picture: Path) -> Path:
+        """The place of a picture as entries have it: below this folder always the same, by whatever links one came."""
+        place = picture.parent.resolve() / picture.name
+        return place if place.is_relative_to(self._place) else picture.absolute()
+
     def add(self, entry: Entry) -> int:
         """What is about to be done. Returns its line."""
-        about = {"source": str(entry.source), "target": entry.target, **entry.print._asdict()}
+        below = entry.source.is_relative_to(self._place)
+        source = entry.source.relative_to(self._place).as_posix() if below else str(entry.source)
+        about = {"source": source, "target": entry.target, **entry.print._asdict()}
         return self._append(about | ({"moved": True} if entry.moved else {}))
 
     def drop(self, lines: Sequence[int]) -> None:
@@ -119,7 +128,7 @@ class Undo:
             else:
                 source, print = Path(about["source"]), Print(int(about["bytes"]), str(about["sha256"]))
                 if not source.is_absolute():
-                    raise ValueError(source)
+                    source = self._place / _below(about["source"])
                 moved = about.get("moved") is True
                 self.entries[self._line] = Entry(source, _below(about["target"]), print, moved)
         except (ValueError, TypeError, KeyError):

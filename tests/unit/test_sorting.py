@@ -177,6 +177,36 @@ def test_a_sorted_folder_may_be_moved_as_a_whole(photos: Path, tmp_path: Path) -
     assert everything(photos) == before
 
 
+@pytest.mark.parametrize("by", ["its name", "a link", "a way around"])
+def test_what_was_sorted_again_comes_back_when_all_of_it_was_moved(photos: Path, tmp_path: Path, by: str) -> None:
+    before, to = everything(photos), tmp_path / "sorted"
+    (tmp_path / "link").symlink_to(to)
+    way = {"its name": to, "a link": tmp_path / "link", "a way around": tmp_path / "photos/../sorted"}[by]
+    put(to, *all_of(photos), move=True, sure=0.1)
+    put(to, *((way / "unsure" / name, "cat") for name in ("1.jpg", "2.jpg")), move=True)
+    assert {"cat/1.jpg", "cat/2.jpg", "unsure/1-2.jpg"} == set(without_undo(to))
+    (tmp_path / "link").unlink()
+    to.rename(tmp_path / "elsewhere")
+    assert take_back(tmp_path / "elsewhere") == []
+    assert everything(photos) == before
+    assert not to.exists()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_an_interrupted_move_within_the_folder_is_finished_by_whatever_link(photos: Path, tmp_path: Path) -> None:
+    before, to, link = everything(photos), tmp_path / "sorted", tmp_path / "link"
+    put(to, *all_of(photos), move=True, sure=0.1)
+    put(to, (to / "unsure/2.jpg", "cat"), move=True)
+    os.link(to / "cat/2.jpg", to / "unsure/2.jpg")
+    link.symlink_to(to)
+    with sorting.sort_into(link, LABELS, move=True, least=0) as again:
+        again.put(link / "unsure/2.jpg", "cat", 1)
+        assert (again.put_into.total(), again.there) == (1, 0)
+    assert not (to / "unsure/2.jpg").exists()
+    assert take_back(to) == []
+    assert everything(photos) == before
+
+
 def test_a_link_is_copied_and_never_moved(photos: Path, tmp_path: Path) -> None:
     link, to = tmp_path / "link.jpg", tmp_path / "sorted"
     link.symlink_to(photos / "1.jpg")
@@ -210,7 +240,7 @@ def test_a_folder_that_leads_into_the_sorted_one_costs_no_picture(photos: Path, 
     (said,) = take_back(to)
     assert "the same file" in said
     assert (to / "cat/1.jpg").read_bytes() == b"one" * 99
-    assert put(to, (photos / "1.jpg", "cat"), move=True) != []
+    assert put(to, (photos / "1.jpg", "cat"), move=True) == []  # it is there already
     assert (to / "cat/1.jpg").read_bytes() == b"one" * 99
 
 

@@ -92,9 +92,29 @@ def test_a_last_line_is_named_where_a_person_may_have_written_it(
     assert take_back(to) == ([f"{to / sorting.UNDO}: line {count} cannot be read"] if named else [])
 
 
+def test_undo_files_of_earlier_versions_are_read(photos: Path, tmp_path: Path) -> None:
+    """They named every source in full, also below their folder, and did not say what was moved."""
+    before, to = everything(photos), tmp_path / "sorted"
+    put(to, *all_of(photos), move=True, sure=0.1)
+    put(to, (to / "unsure/2.jpg", "cat"), move=True)
+    text = (to / sorting.UNDO).read_text().replace(', "moved": true', "")
+    (to / sorting.UNDO).write_text(text.replace('"source": "unsure/', f'"source": "{to}/unsure/'))
+    assert f'"{to}/unsure/2.jpg"' in (to / sorting.UNDO).read_text()
+    write(photos / "3.jpg", b"three")
+    put(to, (photos / "3.jpg", "cat"))
+    assert take_back(to) == []
+    assert everything(photos) == before | {"3.jpg": b"three"}
+    assert not to.exists()
+
+
 @pytest.mark.parametrize(
     ("source", "target"),
-    [("/tmp/stolen", "../secret"), ("/tmp/stolen", "/etc/x"), ("/tmp/stolen", "a/../../secret"), ("stolen", "secret")],
+    [
+        ("/tmp/stolen", "../secret"),
+        ("/tmp/stolen", "/etc/x"),
+        ("/tmp/stolen", "a/../../secret"),
+        ("../stolen", "secret"),
+    ],
 )
 def test_an_undo_file_reaches_nothing_outside_its_folder(tmp_path: Path, source: str, target: str) -> None:
     write(tmp_path / "secret", b"secret")
