@@ -147,6 +147,12 @@ def _no_place(folder: Path, error: OSError) -> ConfigError:
 
 def bring_back(undo: Undo) -> Iterator[str]:
     """Undo what was done, the last first: for each picture nothing, or why it was left as it is."""
+    if _lies_elsewhere(undo):
+        raise DataError(
+            f"{undo.path} does not lie where its pictures are: neither they nor their folders are beside it",
+            expected="the undo file in the folder that was sorted into",
+            fix="move it back; where that folder was emptied by hand, nothing can be taken back",
+        )
     back = []
     for line, entry in reversed(list(undo.entries.items())):
         try:
@@ -165,12 +171,19 @@ def bring_back(undo: Undo) -> Iterator[str]:
     undo.tidy()
 
 
+def _lies_elsewhere(undo: Undo) -> bool:
+    """Whether the undo file alone was moved: the folder of what is to be undone is there all the time."""
+    places = undo.in_use() | {undo.folder / name for name in undo.made} - {undo.folder}
+    return bool(undo.entries) and not any(place.is_dir() for place in places)
+
+
 def _bring_back(folder: Path, entry: Entry) -> str:
     source, target = entry.source, folder / entry.target
     if _never_put(folder, entry):
         return ""
     if not os.path.lexists(target):
-        return f"{target}: is no longer there, and neither is {source}"
+        original = f"another file is at {source}" if os.path.lexists(source) else f"neither is {source}"
+        return f"{target}: is no longer there, and {original}"
     seen = target.lstat()
     if not _whole(folder, entry):
         return f"{target}: has changed since it was put there"
@@ -258,10 +271,10 @@ def _whole(folder: Path, entry: Entry) -> bool:
 
 def _never_put(folder: Path, entry: Entry) -> bool:
     """Whether a picture is still where it was and nowhere else. What an interruption left of a copy is removed."""
-    target = folder / entry.target
-    if not _whole(folder, entry) and _begins(target, entry.source):
+    source, target = entry.source, folder / entry.target
+    if not _whole(folder, entry) and _begins(target, source):
         target.unlink()
-    return os.path.lexists(entry.source) and not os.path.lexists(target)
+    return not os.path.lexists(target) and source.is_file() and _fingerprint(source) == entry.print
 
 
 def _begins(part: Path, whole: Path) -> bool:

@@ -89,10 +89,14 @@ class Undo:
         self._append({"made": name})
         durable.make(path)
 
+    def in_use(self) -> set[Path]:
+        """The folders of what is to be undone."""
+        return {(self.folder / entry.target).parent for entry in self.entries.values()}
+
     def tidy(self) -> None:
         """Remove the folders that were made here and are empty, and the undo file where nothing is left to undo."""
         with contextlib.suppress(OSError):  # none of it is worth an error
-            for place in {self.folder / name for name in self.made} - {self.folder}:
+            for place in {self.folder / name for name in self.made} - {self.folder} - self.in_use():
                 with contextlib.suppress(OSError):
                     place.rmdir()
             if self.entries or self.unreadable:

@@ -161,6 +161,20 @@ def test_undo_leaves_what_has_changed_and_what_is_in_the_way(photos: Path, tmp_p
     assert (photos / "a/1.jpg").read_bytes() == b"other"
 
 
+def test_another_file_where_a_picture_was_is_not_that_picture(photos: Path, tmp_path: Path) -> None:
+    to = tmp_path / "sorted"
+    put(to, *all_of(photos), move=True)
+    (to / "dog/1.jpg").unlink()
+    write(photos / "b/1.jpg", b"new at this place")
+    said = f"{to / 'dog/1.jpg'}: is no longer there, and another file is at {photos / 'b/1.jpg'}"
+    for _ in range(2):  # it is known the next time, too
+        assert take_back(to) == [said]
+    assert (photos / "b/1.jpg").read_bytes() == b"new at this place"
+    write(photos / "b/1.jpg", b"one" * 99)  # from a backup
+    assert take_back(to) == []
+    assert not to.exists()
+
+
 def test_undo_of_a_copy_whose_picture_is_gone_gives_it_back(photos: Path, tmp_path: Path) -> None:
     before, to = everything(photos), tmp_path / "sorted"
     put(to, *all_of(photos))

@@ -92,6 +92,35 @@ def test_a_last_line_is_named_where_a_person_may_have_written_it(
     assert take_back(to) == ([f"{to / sorting.UNDO}: line {count} cannot be read"] if named else [])
 
 
+@pytest.mark.parametrize("move", [False, True])
+def test_an_undo_file_that_was_moved_without_its_pictures_is_refused(photos: Path, tmp_path: Path, move: bool) -> None:
+    before, to, other = everything(photos), tmp_path / "sorted", tmp_path / "other"
+    put(to, *all_of(photos), move=move)
+    other.mkdir()
+    (to / sorting.UNDO).rename(other / sorting.UNDO)
+    files = everything(tmp_path)
+    with pytest.raises(DataError, match="does not lie where its pictures are"):
+        take_back(other)
+    assert everything(tmp_path) == files
+    (other / sorting.UNDO).rename(to / sorting.UNDO)
+    assert take_back(to) == []
+    assert everything(photos) == before
+    assert not to.exists()
+
+
+def test_an_undo_file_of_which_all_was_undone_but_itself_is_not_refused(photos: Path, tmp_path: Path) -> None:
+    """An interruption may leave that."""
+    to = tmp_path / "sorted"
+    put(to, *all_of(photos), move=True)
+    with undo.held(to / sorting.UNDO) as file:
+        file.tidy = lambda: None  # type: ignore[method-assign]
+        assert not any(sorting.bring_back(file))
+    for name in ("cat", "dog", "a_b"):
+        (to / name).rmdir()
+    assert take_back(to) == []
+    assert not to.exists()
+
+
 def test_undo_files_of_earlier_versions_are_read(photos: Path, tmp_path: Path) -> None:
     """They named every source in full, also below their folder, and did not say what was moved."""
     before, to = everything(photos), tmp_path / "sorted"
