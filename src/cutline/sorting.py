@@ -119,8 +119,9 @@ class Sorting:
 @contextlib.contextmanager
 def sort_into(folder: Path, labels: Sequence[str], *, move: bool, least: float) -> Iterator[Sorting]:
     """A folder to put pictures into, with its undo file; goes on where an earlier sort into it has ended."""
-    new = not folder.exists()
     try:
+        place = folder.resolve()
+        new = list(itertools.takewhile(lambda each: not each.exists(), (place, *place.parents)))
         durable.make(folder)
     except OSError as error:
         raise _no_place(folder, error) from None
@@ -129,8 +130,8 @@ def sort_into(folder: Path, labels: Sequence[str], *, move: bool, least: float) 
             what = f"{undo.path}: line {undo.unreadable[0]} cannot be read"
             raise DataError(what, fix="mend it, or sort into another folder")
         try:
-            if new:
-                undo.make(".")
+            for each in new:
+                undo.make("." if each == place else str(each))
             sorting = Sorting(undo, labels, move=move, least=least)
         except OSError as error:
             raise _no_place(folder, error) from None

@@ -9,7 +9,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -47,7 +47,9 @@ class Undo:
         self.entries: dict[int, Entry] = {}
         """What is to be undone, by its line."""
         self.made: list[str] = []
-        """Folders that were not there before."""
+        """Folders below this one that were not there before; "." is this one itself."""
+        self.above: list[Path] = []
+        """Folders that were made to hold this one. It may have been moved out of them."""
         self.unreadable: list[int] = []
         """Lines that someone has damaged."""
         data = path.read_bytes()
@@ -82,7 +84,7 @@ class Undo:
             self._append({"undone": list(lines)})
 
     def make(self, name: str) -> None:
-        """A folder below this one; "." is this one itself."""
+        """A folder below this one, "." for this one itself, or the whole path of one that holds it."""
         path = self.folder / name
         if os.path.lexists(path) and not path.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
@@ -94,16 +96,14 @@ class Undo:
         return {(self.folder / entry.target).parent for entry in self.entries.values()}
 
     def tidy(self) -> None:
-        """Remove the folders that were made here and are empty, and the undo file where nothing is left to undo."""
-        with contextlib.suppress(OSError):  # none of it is worth an error
-            for place in {self.folder / name for name in self.made} - {self.folder} - self.in_use():
-                with contextlib.suppress(OSError):
-                    place.rmdir()
-            if self.entries or self.unreadable:
-                return
+        """Remove the folders that were made and are empty, and the undo file where nothing is left to undo."""
+        _remove({self.folder / name for name in self.made} - {self.folder} - self.in_use())
+        if self.entries or self.unreadable:
+            return
+        with contextlib.suppress(OSError):
             self.path.unlink()
-            if "." in self.made:
-                self.folder.rmdir()
+        _remove([self.folder] if "." in self.made else [])
+        _remove(sorted(self.above, key=lambda place: len(place.parts), reverse=True))
 
     def _append(self, about: dict[str, Any]) -> int:
         line = json.dumps(about).encode() + b"\n"
@@ -128,7 +128,10 @@ class Undo:
                 for number in about["undone"]:
                     self.entries.pop(int(number), None)
             elif "made" in about:
-                self.made.append(_below(about["made"]))
+                if (place := Path(about["made"])).is_absolute():
+                    self.above.append(place)
+                else:
+                    self.made.append(_below(about["made"]))
             else:
                 source, print = Path(about["source"]), Print(int(about["bytes"]), str(about["sha256"]))
                 if not source.is_absolute():
@@ -137,6 +140,13 @@ class Undo:
                 self.entries[self._line] = Entry(source, _below(about["target"]), print, moved)
         except (ValueError, TypeError, KeyError):
             self.unreadable.append(self._line)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    """Those that are empty; none is worth an error."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _sound(data: bytes) -> int:

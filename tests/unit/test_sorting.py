@@ -221,6 +221,34 @@ def test_an_interrupted_move_within_the_folder_is_finished_by_whatever_link(phot
     assert everything(photos) == before
 
 
+@pytest.mark.parametrize("there", ["", "a", "a/b"])
+def test_folders_that_were_made_to_hold_the_sorted_one_go_with_it(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    to = Path("a/b/sorted")
+    Path(there).mkdir(parents=True, exist_ok=True)
+    before = set(tmp_path.rglob("*"))
+    put(to)  # nothing at all
+    assert set(tmp_path.rglob("*")) == before
+    put(to, *all_of(photos)[:1], move=True)
+    put(to, *all_of(photos)[1:], move=True)
+    monkeypatch.chdir("/")
+    assert take_back(tmp_path / to) == []
+    assert set(tmp_path.rglob("*")) == before
+
+
+def test_folders_that_hold_anything_else_by_now_stay(photos: Path, tmp_path: Path) -> None:
+    to = tmp_path / "a/b/c/sorted"
+    put(to, *all_of(photos))
+    write(tmp_path / "a/notes.txt", b"mine")
+    (tmp_path / "theirs").mkdir()
+    to.rename(tmp_path / "theirs/sorted")
+    assert take_back(tmp_path / "theirs/sorted") == []
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["notes.txt"]
+    assert list((tmp_path / "theirs").iterdir()) == []  # sorting did not make this one
+
+
 def test_a_link_is_copied_and_never_moved(photos: Path, tmp_path: Path) -> None:
     link, to = tmp_path / "link.jpg", tmp_path / "sorted"
     link.symlink_to(photos / "1.jpg")
