@@ -83,7 +83,10 @@ class Fixed(nn.Module):
 def loss_of(labels: torch.Tensor, *, smoothing: float = 0.0, counts: torch.Tensor | None = None) -> tuple[float, float]:
     settings = configuration.from_dict({"task": "classes", "training": {"label_smoothing": smoothing}})
     task = ClassTask(settings, Fixed(LOGITS), "abc", [], None, counts)  # type: ignore[arg-type]
-    batch = Batch((), torch.zeros(len(labels), 0, 2), torch.arange(len(labels)), labels=labels)
+    numbers = torch.arange(len(labels))
+    batch = Batch(
+        (), torch.zeros(len(labels), 0, 2), numbers, torch.zeros(len(labels), dtype=torch.bool), labels=labels
+    )
     loss, told = task.loss(batch, 1.0, len(labels), 0.0)
     return float(loss.detach()), told
 
@@ -350,7 +353,9 @@ def test_with_both_a_picture_may_have_only_one_of_the_two(both: Config, monkeypa
 def _of(trainer: Trainer, numbers: list[int]) -> tuple[object, ...]:
     """A batch of these pictures."""
     indices = np.array(numbers)
-    tokens = trainer.batches._tokens(indices, np.zeros(len(indices), bool))
+    flips = np.zeros(len(indices), bool)
+    tokens = trainer.batches._tokens(indices, flips)
     assert trainer.batches.labels is not None
     labels = trainer.batches.labels.targets(indices)
-    return trainer.batches.source.load(indices, None), tokens, torch.from_numpy(indices), {}, labels
+    pictures = trainer.batches.source.load(indices, None)
+    return pictures, tokens, torch.from_numpy(indices), torch.from_numpy(flips), {}, labels

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +14,15 @@ from torch.nn import functional as F
 
 from cutline import config as configuration
 from cutline.config import Config, DecoderConfig, EncoderConfig, PicturesConfig, WordsConfig
-from cutline.data.corpus import Sample
+from cutline.data.corpus import Corpus, Sample
+from cutline.data.sources import read
 from cutline.data.words import Words
 from cutline.engine import run
+from cutline.engine.batches import Batch, pad
 from cutline.engine.task import Critic
 from cutline.evaluation import ngrams
 from cutline.evaluation.reward import END, Reward
+from cutline.evaluation.tokens import tokenize
 from cutline.models.captioner import Captioner, build_captioner
 from cutline.models.encoders import Features
 from cutline.models.vocabulary import Vocabulary
@@ -40,7 +45,7 @@ def test_it_is_cider_d_with_an_end_to_every_caption(corpus: tuple[list[list[str]
     candidates, references = corpus
     ended = [[*words, END] for words in candidates], [[[*words, END] for words in group] for group in references]
     _, each = ngrams.cider(ngrams.Captions.of(*ended))
-    rewards = Reward(references)(range(len(candidates)), [[words] for words in candidates])
+    rewards = Reward(references)(references, [[words] for words in candidates])
     np.testing.assert_allclose(rewards[:, 0], each, rtol=1e-9, atol=1e-12)
     assert rewards.max() > 0.5
 
@@ -50,7 +55,7 @@ def test_breaking_off_is_paid_less() -> None:
     chance = random.Random(1)
     references = [[caption(chance) for _ in range(5)] for _ in range(50)]
     whole = ["a", "small", "dog", "sits", "on", "the", "grass"]
-    ((complete, cut),) = Reward([[whole], *references])([0], [[whole, whole[:-1]]])
+    ((complete, cut),) = Reward([[whole], *references])([[whole]], [[whole, whole[:-1]]])
     assert complete == pytest.approx(10)
     said = [whole[:-1], *(group[0] for group in references)]
     scored = ngrams.cider(ngrams.Captions.of(said, [[whole], *references]))[1][0]
@@ -59,16 +64,21 @@ def test_breaking_off_is_paid_less() -> None:
 
 def test_bleu_may_be_part_of_it(corpus: tuple[list[list[str]], list[list[list[str]]]]) -> None:
     candidates, references = corpus
-    alone = Reward(references)(range(40), [[words] for words in candidates])
-    mixed = Reward(references, bleu=2.0)(range(40), [[words] for words in candidates])
+    alone = Reward(references)(references, [[words] for words in candidates])
+    mixed = Reward(references, bleu=2.0)(references, [[words] for words in candidates])
     bleu = (mixed - alone) / 2
     assert (bleu >= 0).all()
     assert bleu.max() <= 1.0
     long = next(number for number, group in enumerate(references) if len(group[0]) > 6)
     said = [[references[long][0], references[long][0][::-1]]]
-    (alone,), (mixed,) = (Reward(references, bleu=bleu)([long], said) for bleu in (0.0, 2.0))
+    (alone,), (mixed,) = (Reward(references, bleu=bleu)([references[long]], said) for bleu in (0.0, 2.0))
     assert (mixed - alone)[0] == pytest.approx(2.0)
     assert (mixed - alone)[1] < 1.5
+
+
+def shown(*pictures: int, mirrored: bool = False) -> Batch:
+    """A batch as a critic sees it."""
+    return Batch((), torch.zeros(len(pictures), 0, 2), torch.tensor(pictures), torch.tensor([mirrored] * len(pictures)))
 
 
 def test_each_is_measured_by_the_others_of_its_picture() -> None:
@@ -79,10 +89,90 @@ def test_each_is_measured_by_the_others_of_its_picture() -> None:
     said = [[words.begin("en"), *words.encode(text, "en"), words.end] for text in (texts[1], texts[0])]
     longest = max(map(len, said))
     tokens = torch.tensor([[ids + [0] * (longest - len(ids)) for ids in said]])
-    better = critic(torch.tensor([1]), tokens)
-    reward = Reward([[text.split()] for text in texts])([1], [[texts[1].split(), texts[0].split()]])[0]
+    better = critic(shown(1), tokens)
+    reward = Reward([[text.split()] for text in texts])([[texts[1].split()]], [[texts[1].split(), texts[0].split()]])[0]
     assert better.tolist()[0] == pytest.approx([reward[0] - reward[1], reward[1] - reward[0]], rel=1e-5)
     assert critic.mean == pytest.approx(reward.mean())
+
+
+def test_captions_of_mirrored_pictures_are_measured_by_mirrored_references() -> None:
+    texts = ["a red dog runs to the left", "a blue cat sits", "the small dog sits on the right"]
+    samples = [Sample(str(n), None, {"en": (text,)}, None, "train") for n, text in enumerate(texts)]  # type: ignore[arg-type]
+    words = Words.learn({"en": texts}, WordsConfig(min_count=1))
+    critic = Critic(samples, ["en"], words, 0.0)
+    said = [texts[0], texts[0].replace("left", "right")]
+    tokens = pad([[[words.begin("en"), *words.encode(text, "en"), words.end] for text in said]])
+    plain, mirror_image = (critic(shown(0, mirrored=turned), tokens)[0].tolist() for turned in (False, True))
+    assert plain[0] > 1 > 0 > plain[1]
+    assert mirror_image[1] > 1 > 0 > mirror_image[0]
+
+
+def test_a_batch_says_which_of_its_pictures_are_mirrored(scenes_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What drawn captions are measured by is what is given of the same picture, mirrored or not."""
+    settings = {
+        "threads": 1, "data": {"path": str(scenes_folder), "languages": ["en"]}, "words": {"min_count": 1},
+        "pictures": {"size": 48, "augment_flip": True}, "decoder": {"hidden": 16},
+        "training": {"batch": 24, "captions": 5, "objective": "self_critical"},
+    }  # fmt: skip
+    prepared = run.prepare(configuration.from_dict(settings), quiet=True)
+    critic, words, batch = prepared.task.critic, prepared.known.words, prepared.batches[0]
+    assert 0 < batch.mirrored.sum() < len(batch)
+    measured_by: list[Sequence[Sequence[str]]] = []
+
+    def listening(references: list[Sequence[Sequence[str]]], captions: Sequence[object]) -> list[list[float]]:
+        measured_by.extend(references)
+        return [[0.0] * 5]
+
+    monkeypatch.setitem(critic.rewards, "en", listening)
+    for part in batch.parts(3):  # as where memory runs out
+        critic(part, part.tokens)
+    given = [[tokenize(words.decode([i for i in row if i][1:-1])) for row in rows] for rows in batch.tokens.tolist()]
+    assert [sorted(group) for group in measured_by] == [sorted(group) for group in given]
+
+
+def test_pictures_without_a_caption_are_left_to_the_classes(
+    scenes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def some_without(config: Config, *, quiet: bool) -> Corpus:
+        found = read(config, quiet=quiet)
+        samples = [
+            replace(sample, label="ab"[n % 2], captions={} if n % 4 == 0 else sample.captions)
+            for n, sample in enumerate(found.samples)
+        ]
+        return Corpus(tuple(samples), found.source)
+
+    monkeypatch.setattr(run, "read", some_without)
+    settings = {
+        "task": "both", "threads": 1, "data": {"path": str(scenes_folder)}, "words": {"min_count": 1},
+        "pictures": {"size": 48}, "decoder": {"hidden": 16}, "search": {"max_length": 9},
+        "training": {"batch": 8, "captions": 2, "objective": "self_critical", "reward_bleu": 1.0},
+    }  # fmt: skip
+    prepared = run.prepare(configuration.from_dict(settings), quiet=True)
+    task, batch = prepared.task, prepared.batches[0]
+    without = batch.tokens[:, 0, 0] == 0
+    assert 0 < without.sum() < len(batch)
+    critic = task.captions.critic
+    drawn: list[torch.Tensor] = []
+
+    def listening(batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+        drawn.append(tokens)
+        better = critic(batch, tokens)
+        assert (better[tokens[:, 0, 0] == 0] == 0).all()
+        return better
+
+    listening.mean = 0.0  # type: ignore[attr-defined]
+    monkeypatch.setattr(task.captions, "critic", listening)
+    loss, _ = task.loss(batch, 1.0, batch.amount, 0.0)
+    loss.backward()
+    (tokens,) = drawn
+    assert ((tokens != 0).any(-1).any(-1) != without).all()
+    kept = replace(batch, pictures=batch.pictures[~without], mirrored=batch.mirrored[~without])
+    told = critic.mean
+    critic(kept, tokens[~without])
+    assert told == pytest.approx(critic.mean)  # of those that have captions alone
+    bare = next(part for part in batch.parts(len(batch)) if part.tokens[0, 0, 0] == 0)
+    loss, _ = task.loss(bare, 1 / len(batch), batch.amount, 0.0)  # none of its pictures has a caption
+    assert float(loss.detach()) > 0
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -162,9 +252,9 @@ def test_a_task_learns_from_its_own_captions(candidates: str, scenes_folder: Pat
     class Listening:
         mean = 1.0
 
-        def __call__(self, pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        def __call__(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
             drawn.append(tokens)
-            return critic(pictures, tokens)
+            return critic(batch, tokens)
 
     task.critic = Listening()  # type: ignore[assignment]
     loss, told = task.loss(batch, 1.0, batch.amount, 0.0)
@@ -197,7 +287,7 @@ def test_given_captions_keep_their_part_beside_the_reward(scenes_folder: Path) -
     class Indifferent:
         mean = 0.0
 
-        def __call__(self, pictures: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        def __call__(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
             return torch.zeros(tokens.shape[:2])
 
     task.critic = Indifferent()  # type: ignore[assignment]

@@ -39,6 +39,8 @@ class Batch:
     tokens: Tensor
     pictures: Tensor
     """(B,) their numbers among all pictures."""
+    mirrored: Tensor
+    """(B,) whether each is shown mirrored: what is said of it then has left and right exchanged."""
     unreadable: Mapping[str, str] = field(default_factory=dict)
     """Pictures that were to be in it but cannot be read, and why."""
     labels: Tensor | None = None
@@ -59,7 +61,7 @@ class Batch:
             chosen = slice(start, start + size)
             inputs = tuple(part[chosen] for part in self.inputs)
             labels = None if self.labels is None else self.labels[chosen]
-            yield Batch(inputs, self.tokens[chosen], self.pictures[chosen], labels=labels)
+            yield Batch(inputs, self.tokens[chosen], self.pictures[chosen], self.mirrored[chosen], labels=labels)
 
     def to(self, device: torch.device) -> Batch:
         tokens = self.tokens.to(device, non_blocking=True)
@@ -183,7 +185,7 @@ class Batches(Dataset[Batch]):
         if self.mixes and draws is not None and labels is not None and kept:
             pictures, labels = mix(inputs[0], labels, self.pictures, [draws[at] for at in kept])
             inputs = (pictures,)
-        return Batch(inputs, tokens, torch.from_numpy(indices), unreadable, labels)
+        return Batch(inputs, tokens, torch.from_numpy(indices), torch.from_numpy(flips), unreadable, labels)
 
     def _chosen(self, position: int) -> tuple[np.ndarray, list[np.random.Generator] | None]:
         """Which pictures this rank learns from in a batch, and for each what to draw its random changes from."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cutline.config import Config
 from cutline.consensus import Consensus
+from cutline.data import mirror
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
 from cutline.engine.batches import Batch, pad
@@ -108,27 +109,37 @@ class Critic:
     """Judges captions drawn of training pictures: each by how much better it is than the others of its picture."""
 
     def __init__(self, samples: Sequence[Sample], languages: Sequence[str], words: Words, bleu: float) -> None:
-        self.words = words
+        self.samples, self.words = samples, words
         self.languages = {words.begin(lang): lang for lang in languages}
-        self.rewards = {
-            lang: Reward([[tokenize(text) for text in s.captions.get(lang, ())] for s in samples], bleu=bleu)
+        self.references = {
+            lang: [[tokenize(text) for text in sample.captions.get(lang, ())] for sample in samples]
             for lang in languages
         }
+        self.rewards = {lang: Reward(each, bleu=bleu) for lang, each in self.references.items()}
         self.mean = 0.0
         """Of the rewards that were given last."""
 
-    def __call__(self, pictures: Tensor, tokens: Tensor) -> Tensor:
-        """Pictures (B,) and captions (B,N,T+1), from the begin token on, to what each is better by (B,N)."""
-        groups = tokens.tolist()
+    def __call__(self, batch: Batch, tokens: Tensor) -> Tensor:
+        """Captions (B,N,T+1) of a batch's pictures, from the begin token on, to what each is better by (B,N).
+
+        A picture of which nothing is said has rows of padding, and there is nothing to reward.
+        """
+        pictures, mirrored, groups = batch.pictures.tolist(), batch.mirrored.tolist(), tokens.tolist()
         rewards = np.zeros(tokens.shape[:2])
-        for row, (picture, group) in enumerate(zip(pictures.tolist(), groups, strict=True)):
-            judge = self.rewards[self.languages[group[0][0]]]
-            rewards[row] = judge([picture], [[self._said(caption) for caption in group]])[0]
-        self.mean = float(rewards.mean())
+        said = [row for row, group in enumerate(groups) if group[0][0] != PAD]
+        for row in said:
+            lang = self.languages[groups[row][0][0]]
+            references = self._turned(pictures[row], lang) if mirrored[row] else self.references[lang][pictures[row]]
+            rewards[row] = self.rewards[lang]([references], [[self._said(caption) for caption in groups[row]]])[0]
+        self.mean = float(rewards[said].mean()) if said else 0.0
         # Against the mean of the *others*, so that no caption is measured by itself.
         others = max(rewards.shape[1] - 1, 1)
         better = (rewards - rewards.mean(1, keepdims=True)) * rewards.shape[1] / others
         return torch.from_numpy(better.astype(np.float32))
+
+    def _turned(self, picture: int, lang: str) -> list[list[str]]:
+        """What was said of a picture, as it is said of its mirror image."""
+        return [tokenize(mirror.mirrored(text, lang)) for text in self.samples[picture].captions.get(lang, ())]
 
     def _said(self, caption: list[int]) -> list[str]:
         ids = caption[1:]
@@ -173,14 +184,14 @@ class CaptioningTask:
         training = self.config.training
         features = self.model.features(batch.inputs)
         begins = batch.tokens[:, 0, 0].cpu()
-        loss = self.model.reinforce(features, partial(self._candidates, begins), partial(critic, batch.pictures))
+        loss = self.model.reinforce(features, partial(self._candidates, begins), partial(critic, batch))
         if training.ground:
             nats, _ = self.model.cross_entropy(features, batch.tokens, smoothing=training.label_smoothing)
             loss = loss + training.ground * nats
         return loss / amount, -critic.mean * batch.amount
 
     def _candidates(self, begins: Tensor, features: Features) -> Tensor:
-        """Captions (B,N,T+1) of pictures, each in the language of its begin token."""
+        """Captions (B,N,T+1) of pictures, each in the language of its begin token; padding where it has none."""
         training, rows = self.config.training, self.config.training.captions
         settings = replace(
             self.config.search, method=training.candidates, num=rows, beam=rows, groups=1,
@@ -188,7 +199,7 @@ class CaptioningTask:
         )  # fmt: skip
         step = TorchStep(self.model, precision="bf16" if training.precision == "bf16" else "fp32")
         found: list[list[list[int]]] = [[] for _ in begins]
-        for begin in torch.unique(begins).tolist():
+        for begin in torch.unique(begins[begins != PAD]).tolist():
             chosen = (begins == begin).nonzero()[:, 0]
             inputs = tuple(part[chosen] for part in features)
             hypotheses = search(step, inputs, begin, self.words.end, self.words.forbidden, settings, self.words.content)

@@ -25,11 +25,11 @@ Words = Sequence[str]
 
 
 class Reward:
-    """Knows the references of a corpus; scores captions against those of their pictures."""
+    """Knows from a corpus what is rare; scores captions against references of their pictures."""
 
     def __init__(self, references: Sequence[Sequence[Words]], *, bleu: float = 0.0) -> None:
-        """References by picture, as words. `bleu` is the weight of BLEU-4 (0 to 1) beside CIDEr-D (0 to 10)."""
-        self.references, self.bleu = references, bleu
+        """The corpus's by picture, as words. `bleu` is the weight of BLEU-4 (0 to 1) beside CIDEr-D (0 to 10)."""
+        self.bleu = bleu
         seen: Counter[Gram] = Counter()
         for group in references:
             seen.update({gram for words in group for gram in _grams(words)})
@@ -37,12 +37,14 @@ class Reward:
         self.frequency = {gram: count for gram, count in seen.items() if count > 1}
         self.most = math.log(max(len(references), 1))
 
-    def __call__(self, pictures: Iterable[int], captions: Iterable[Sequence[Words]]) -> NDArray[np.float64]:
-        """Rewards (pictures, captions) of as many captions of each picture."""
-        return np.array([self._picture(picture, group) for picture, group in zip(pictures, captions, strict=True)])
+    def __call__(
+        self, references: Iterable[Sequence[Words]], captions: Iterable[Sequence[Words]]
+    ) -> NDArray[np.float64]:
+        """Rewards (pictures, captions) of as many captions of each picture, by the references of each."""
+        return np.array([self._picture(given, group) for given, group in zip(references, captions, strict=True)])
 
-    def _picture(self, picture: int, captions: Sequence[Words]) -> list[float]:
-        references = [self._vector(words) for words in self.references[picture]]
+    def _picture(self, given: Sequence[Words], captions: Sequence[Words]) -> list[float]:
+        references = [self._vector(words) for words in given]
         rewards = []
         for words in captions:
             own = self._vector(words)
