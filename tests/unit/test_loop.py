@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -116,6 +117,38 @@ def test_a_loss_that_is_no_number_is_named(config: Config) -> None:
         trainer.task.model.decoder.vocabulary.bias[5] = float("nan")
     with pytest.raises(ModelError, match="no number in 11 steps up to step 11, from the first checkpoint on"):
         train(trainer, quiet=True)
+
+
+def test_a_stage_goes_back_to_nothing_of_another_stage(config: Config) -> None:
+    """Its last checkpoint would be sound, but of other settings: taken up, this stage would be at its end at once."""
+    staged = replace(config, stages=({"training": {"epochs": 1}}, {"training": {"epochs": 2, "bad_steps": 1}}))
+    prepared = run.prepare(staged, quiet=True)
+    path = run.create(prepared)
+    at = train(run.trainer(prepared, path), quiet=True)
+    later = run.trainer(run.prepare(staged, known=prepared.known, stage=1, quiet=True), path)
+    later.begin_stage(at)
+    with torch.no_grad():
+        later.task.model.decoder.vocabulary.bias[5] = float("nan")
+    with pytest.raises(ModelError, match=f"in 2 steps up to step {at.step + 2}, from the beginning of stage 2 on"):
+        train(later, quiet=True)
+
+
+def test_a_stage_goes_back_to_its_own_checkpoint(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    staged = replace(config, stages=({"training": {"epochs": 1}}, {"training": {"epochs": 2, "bad_steps": 1}}))
+    prepared = run.prepare(staged, quiet=True)
+    path = run.create(prepared)
+    at = train(run.trainer(prepared, path), quiet=True)
+    later = run.trainer(run.prepare(staged, known=prepared.known, stage=1, quiet=True), path)
+    later.begin_stage(at)
+    plain, bad = later.task.loss, iter([False] * later.steps_per_epoch + [True] * 2)
+    monkeypatch.setattr(later.task, "loss", lambda *given: _made_nan(plain(*given), next(bad, False)))
+    ended = train(later, quiet=True)
+    assert (ended.stage, ended.epoch, ended.setbacks) == (1, 2, 1)
+    assert ended.step == at.step + 2 * later.steps_per_epoch
+
+
+def _made_nan(told: tuple[torch.Tensor, float], bad: bool) -> tuple[torch.Tensor, float]:
+    return (told[0] * math.nan, told[1]) if bad else told
 
 
 def test_a_part_of_the_encoder_learns_at_its_own_rate(config: Config) -> None:

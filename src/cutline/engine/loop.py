@@ -194,7 +194,7 @@ class Loop:
         if not place or at.setbacks >= SETBACKS:
             raise ModelError(
                 f"the loss or its gradient was no number in {at.skipped} steps up to step {at.step}"
-                + (f", also after going back {at.setbacks} times" if at.setbacks else ", from the first checkpoint on"),
+                + (f", also after going back {at.setbacks} times" if at.setbacks else f", from {self._beginning()} on"),
                 fix=f"a lower rate (--rate {trainer.config.rate / 10:.0e}), another precision, or look at the data; "
                 "then start anew",
             )
@@ -211,8 +211,14 @@ class Loop:
         self._save()
 
     def _sound(self) -> Checkpoint | None:
+        """The last one of this stage before the trouble began: another stage's is of other settings, and ends there."""
         self.saver.wait()
-        return next((c for c in self.checkpoints.verified() if not c.state["progress"]["trouble"]), None)
+        own = (saved for saved in self.checkpoints.verified() if saved.stage == self.trainer.at.stage)
+        return next((saved for saved in own if not saved.state["progress"]["trouble"]), None)
+
+    def _beginning(self) -> str:
+        stage = self.trainer.at.stage
+        return f"the beginning of stage {stage + 1}" if stage else "the first checkpoint"
 
     def figures(self) -> dict[str, float]:
         """How it goes, for whoever watches."""
