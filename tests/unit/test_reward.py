@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from cutline import config as configuration
-from cutline.config import Config, DecoderConfig, EncoderConfig, PicturesConfig, WordsConfig
+from cutline.config import Config, DecoderConfig, EncoderConfig, PicturesConfig, TrainingConfig, WordsConfig
 from cutline.data.corpus import Corpus, Sample
 from cutline.data.sources import read
 from cutline.data.words import Words
@@ -192,9 +192,10 @@ def test_weighted_cross_entropy_is_the_plain_one(smoothing: float) -> None:
         torch.testing.assert_close(one, other)
 
 
-def tiny(kind: str, attention: str) -> Captioner:
-    decoder = DecoderConfig(kind=kind, attention=attention, hidden=16, heads=2, dropout=0.5)  # type: ignore[arg-type]
-    config = Config(pictures=PicturesConfig(size=48), encoder=EncoderConfig(name="small"), decoder=decoder)
+def tiny(kind: str, attention: str, *, checkpointing: bool = False) -> Captioner:
+    decoder = DecoderConfig(kind=kind, attention=attention, hidden=16, layers=2, heads=2, dropout=0.5)  # type: ignore[arg-type]
+    training = TrainingConfig(checkpointing=checkpointing)
+    config = Config(pictures=PicturesConfig(size=48), encoder=EncoderConfig(), decoder=decoder, training=training)
     torch.manual_seed(1)
     return build_captioner(config, 12).train()
 
@@ -233,6 +234,21 @@ def test_its_gradient_is_that_of_reinforce(kind: str, attention: str) -> None:
     for one, other in zip(fast, slow, strict=True):
         if other is not None:
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "attention"), [("lstm", "bahdanau"), ("gru", "bahdanau"), ("transformer", "luong")])
+def test_what_is_computed_again_is_without_dropout_too(kind: str, attention: str) -> None:
+    pictures, tokens = torch.randint(0, 255, (3, 3, 48, 48), dtype=torch.uint8), torch.randint(1, 12, (3, 4, 8))
+    better = torch.linspace(-1, 1, 12).view(3, 4)
+
+    def learn(*, checkpointing: bool) -> list[torch.Tensor]:
+        captioner = tiny(kind, attention, checkpointing=checkpointing)
+        loss = captioner.reinforce((pictures,), lambda features: tokens, lambda drawn: better)
+        wanted = [p for p in captioner.parameters() if p.requires_grad]
+        return [g for g in torch.autograd.grad(loss, wanted, allow_unused=True) if g is not None]
+
+    for stored, recomputed in zip(learn(checkpointing=False), learn(checkpointing=True), strict=True):
+        assert torch.equal(stored, recomputed)
 
 
 @pytest.mark.parametrize("candidates", ["beam", "sample"])

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cutline.config import Config
 from cutline.models.decoder import Decoder, Tensors, build_decoder
+from cutline.models.dropout import dropping
 from cutline.models.encoders import Encoder, Features, build_encoder
 from cutline.models.vocabulary import PAD
 
@@ -81,7 +82,7 @@ class Captioner(nn.Module):
         with torch.no_grad():
             tokens = draw(Features(*(part.detach() for part in features)))
         self.train()
-        with ThreadPoolExecutor(1) as thread, _without_dropout(self.decoder):
+        with ThreadPoolExecutor(1) as thread, dropping(self.decoder, repeat(0.0)):
             judged = thread.submit(advantage, tokens)
             tokens = tokens.to(features.grid.device)
             outputs, _ = self.decoder.outputs(features.grid, features.pooled, tokens[..., :-1])
@@ -102,21 +103,6 @@ class Captioner(nn.Module):
         guesses = logits[..., PAD + 1 :].argmax(-1) + PAD + 1  # padding is no word
         mixed = torch.where(chosen & (old != PAD), guesses, old)
         return torch.cat([tokens[..., :1], mixed], -1)
-
-
-@contextmanager
-def _without_dropout(module: nn.Module) -> Iterator[None]:
-    """No dropout, though learning. Evaluation mode would do, but in it a GPU's recurrent networks have no gradients."""
-    parts: list[tuple[Any, str]] = [(part, "p") for part in module.modules() if isinstance(part, nn.Dropout)]
-    parts += [(part, "dropout") for part in module.modules() if isinstance(part, nn.RNNBase)]
-    kept = [getattr(part, name) for part, name in parts]
-    for part, name in parts:
-        setattr(part, name, 0.0)
-    try:
-        yield
-    finally:
-        for (part, name), value in zip(parts, kept, strict=True):
-            setattr(part, name, value)
 
 
 def build_captioner(config: Config, words: int) -> Captioner:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from cutline.config import DecoderConfig
 from cutline.models.attention import Bahdanau, Luong, Regions, normalise
 from cutline.models.decoder import Decoder, Tensors
-from cutline.models.dropout import Dropout
+from cutline.models.dropout import Dropout, computed_again
 from cutline.models.linear import linear
 from cutline.models.vocabulary import Vocabulary
 
@@ -89,7 +88,7 @@ class RecurrentDecoder(Decoder):
         seen = self._seen(all_gates)
         for gates in all_gates.unbind(2):
             if self.checkpointing and torch.is_grad_enabled():
-                output, weights, state = checkpoint(self._advance, memory, state, gates, seen, use_reentrant=False)
+                output, weights, state = computed_again(self, self._advance, memory, state, gates, seen)
             else:
                 output, weights, state = self._advance(memory, state, gates, seen)
             outputs.append(output)

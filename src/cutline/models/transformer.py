@@ -11,13 +11,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from cutline.config import DecoderConfig
 from cutline.errors import ConfigError
 from cutline.models.attention import Regions, normalise
 from cutline.models.decoder import Decoder, Tensors
-from cutline.models.dropout import Dropout
+from cutline.models.dropout import Dropout, computed_again
 from cutline.models.vocabulary import Vocabulary
 
 
@@ -96,7 +95,7 @@ class TransformerDecoder(Decoder):
             here = slice(2 * index, 2 * index + 2)
             given = (words, memory[here], state[here])
             if self.checkpointing and torch.is_grad_enabled():
-                words, attention, pair = checkpoint(layer, *given, use_reentrant=False)
+                words, attention, pair = computed_again(layer, layer, *given)
             else:
                 words, attention, pair = layer(*given)
             after += pair
