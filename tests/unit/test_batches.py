@@ -78,7 +78,21 @@ def test_all_captions_come_before_any_comes_again(samples: list[Sample], words: 
     for index in range(COUNT):
         shown = [k for epoch in range(5) for k in captions.choose(5, epoch, index, 2)]
         assert Counter(shown[:5]) == Counter(shown[5:]) == Counter(range(5))
-    assert captions.choose(5, 0, 0, 9) == [0, 1, 2, 3, 4]
+    assert sorted(captions.choose(5, 0, 0, 9)) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("there", [1, 2, 5])
+def test_each_language_comes_first_as_often_as_the_other(there: int) -> None:
+    """However many captions a picture has: the first one's language is the one that captions are drawn in."""
+    texts = {"en": ("a red dog",) * there, "de": ("ein roter Hund",) * there}
+    words = Words.learn({lang: list(each) for lang, each in texts.items()}, WordsConfig(min_count=1))
+    samples = [Sample(str(number), Path("none"), texts) for number in range(50)]
+    captions = Captions(samples, words, ["en", "de"], longest=40, mirror_too=False)
+    places = [captions.choose(5, epoch, index, 5) for epoch in range(10) for index in range(50)]
+    first = Counter(captions.rows[0][chosen[0]][0] for chosen in places)
+    assert first.total() == 500
+    assert all(abs(first[words.begin(lang)] - 250) < 50 for lang in texts)  # more than four standard deviations
+    assert places == [captions.choose(5, epoch, index, 5) for epoch in range(10) for index in range(50)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])

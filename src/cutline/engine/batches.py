@@ -85,10 +85,12 @@ class Captions:
             self.mirrored.append(turned)
 
     def choose(self, seed: int, epoch: int, index: int, count: int) -> list[int]:
-        """`count` of the picture's captions, all of them in turn before any comes again."""
+        """`count` of the picture's captions or all there are, each in turn before any comes again, and in no order.
+
+        The first one says in which language captions are drawn, where they are: each language has its share of that.
+        """
         there = len(self.rows[index])
-        if there <= count:
-            return list(range(there))
+        count = min(count, there)
         positions = range(epoch * count, (epoch + 1) * count)
         laps = {p // there: order.stream(seed, 1, index, p // there).permutation(there) for p in positions}
         return [int(laps[p // there][p % there]) for p in positions]
