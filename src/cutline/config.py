@@ -148,7 +148,8 @@ class TrainingConfig:
     batch: int = 64
     """Pictures in a step."""
     captions: int = 1
-    """Captions of a picture learned together in a step, or drawn; they share one projection of its features."""
+    """Captions of a picture learned together in a step, or drawn (objective "self_critical": 2 or more); they share one
+    projection of its features."""
     rate: float = 1e-3
     """Learning rate at its highest."""
     weight_decay: float = 1e-4
@@ -368,7 +369,7 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
         try:
             config.stage(number)
         except ConfigError as error:
-            raise ConfigError(f"stage {number + 1}: {error.what}", expected=error.expected) from None
+            raise ConfigError(f"stage {number + 1}: {error.what}", expected=error.expected, fix=error.fix) from None
     return config
 
 
@@ -378,6 +379,15 @@ def _agree(config: Config) -> None:
     scores = own.get(config.task, (*own["captions"], *own["classes"]))
     if config.metric not in scores:
         raise ConfigError(f"the metric is '{config.metric}', the task '{config.task}'", expected=", ".join(scores))
+    training = config.training
+    # Of a run in stages each is asked for itself, and not what they all change.
+    compares = training.objective == "self_critical" and config.task != "classes" and not config.stages
+    if compares and training.captions < 2:
+        raise ConfigError(
+            f"with training.captions = {training.captions} there is none to be better than, and nothing is learned",
+            expected="2 or more of them",
+            fix='training.captions = 5, or training.objective = "cross_entropy"',
+        )
     if config.task != "classes" and (pictures.augment_mixup or pictures.augment_cutmix):
         raise ConfigError(
             f"mixup and cutmix make one picture of two, and the task '{config.task}' has no caption for that",

@@ -55,6 +55,18 @@ def test_what_is_wrong_is_named(text: str, says: str, tmp_path: Path) -> None:
     assert str(file) in str(caught.value)
 
 
+def test_captions_that_are_compared_are_several() -> None:
+    with pytest.raises(ConfigError, match=r"with training\.captions = 1 .* nothing is learned"):
+        config.from_dict({"training": {"objective": "self_critical"}})
+    ends = {"training": {"objective": "self_critical"}}
+    with pytest.raises(ConfigError, match=r"stage 2: with training\.captions = 1"):
+        config.from_dict({"stages": [{}, ends]})
+    assert config.from_dict({"training": {"captions": 2}, "stages": [{}, ends]}).stage(1).training.captions == 2
+    several = {"training": {"captions": 2}}
+    assert config.from_dict({**ends, "stages": [several, several]}).stage(1).training.objective == "self_critical"
+    assert config.from_dict({**ends, "task": "classes"}).task == "classes"
+
+
 def test_no_such_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no config file"):
         config.load(tmp_path / "none.toml")

@@ -169,7 +169,7 @@ def test_rows_that_differ_in_their_search_alone_share_a_run(tmp_path: Path) -> N
 
 
 def test_a_search_that_is_learned_from_has_a_run_of_its_own(tmp_path: Path) -> None:
-    base = changed(training={"objective": "self_critical"})
+    base = changed(training={"objective": "self_critical", "captions": 2})
     assert all(trial.learner == trial for trial in planned(tmp_path, "search.beam=1,3", base=base).trials)
 
 

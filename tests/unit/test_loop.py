@@ -172,6 +172,11 @@ def test_vectors_of_another_width_are_refused(config: Config, tmp_path: Path) ->
         run.prepare(replace(given, decoder=replace(config.decoder, embed=8)), quiet=True)
 
 
+def test_searches_that_contradict_themselves_are_refused_before_anything_is_learned(config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"min_length 40 is more than search\.max_length 10"):
+        run.prepare(replace(config, search=replace(config.search, min_length=40)), quiet=True)
+
+
 def test_runs_never_overwrite_each_other(config: Config, tmp_path: Path) -> None:
     prepared = run.prepare(config, quiet=True)
     one, two = run.create(prepared), run.create(prepared)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import cutline
 from cutline import config as configuration
-from cutline import durable
+from cutline import durable, search
 from cutline.config import Config, EncoderConfig
 from cutline.console import say
 from cutline.data import mirror
@@ -79,6 +79,8 @@ def prepare(
     `known` is what a run that goes on knows already; `start` are weights to begin from, by name, in place of a stage's
     own beginning; `sources` says where pictures come from.
     """
+    if config.task != "classes":
+        search.check(config.search)  # or else the first validation would find out
     if config.threads:
         torch.set_num_threads(config.threads)
     elif ranks.here > 1:
