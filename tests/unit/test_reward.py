@@ -62,6 +62,15 @@ def test_breaking_off_is_paid_less() -> None:
     assert cut < 0.95 * scored
 
 
+def test_pictures_without_the_language_make_nothing_rarer(
+    corpus: tuple[list[list[str]], list[list[list[str]]]],
+) -> None:
+    candidates, references = corpus
+    alone, beside = Reward(references), Reward([*references, *[[]] * 360])
+    said = [[words] for words in candidates]
+    np.testing.assert_allclose(beside(references, said), alone(references, said))
+
+
 def test_bleu_may_be_part_of_it(corpus: tuple[list[list[str]], list[list[list[str]]]]) -> None:
     candidates, references = corpus
     alone = Reward(references)(references, [[words] for words in candidates])

@@ -35,7 +35,8 @@ class Reward:
             seen.update({gram for words in group for gram in _grams(words)})
         # What stands in one picture only weighs as much as what stands in none, so it need not be kept.
         self.frequency = {gram: count for gram, count in seen.items() if count > 1}
-        self.most = math.log(max(len(references), 1))
+        # A picture of which nothing is said, in this language, says nothing of how rare a word is.
+        self.most = math.log(max(sum(map(bool, references)), 1))
 
     def __call__(
         self, references: Iterable[Sequence[Words]], captions: Iterable[Sequence[Words]]
