@@ -137,6 +137,19 @@ def test_changes_are_let_through_when_asked_for(config: Config, monkeypatch: pyt
     resume(again(changed(config, batch=24), first.run), quiet=True)  # it is the run's own now
 
 
+@pytest.mark.parametrize(("base", "staged", "batch"), [(16, 24, 0), (24, 16, 3)])
+def test_an_epoch_keeps_its_order_while_the_stage_keeps_its_batches(
+    base: int, staged: int, batch: int, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever becomes of the setting that the stage changes."""
+    first = begin(replace(config, stages=({"training": {"batch": 16}},)))
+    stop_after(8, first, monkeypatch)
+    changes = ({"training": {"batch": staged}},)
+    other = again(replace(changed(config, batch=base), stages=changes), first.run)
+    resume(other, allow_changes=True, quiet=True)
+    assert (other.at.step, other.at.epoch, other.at.batch) == (9, 1, batch)
+
+
 def test_what_has_no_part_in_learning_may_change(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     first = begin(config)
     stop_after(3, first, monkeypatch)

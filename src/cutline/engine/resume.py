@@ -37,7 +37,7 @@ def resume(trainer: Trainer, *, allow_changes: bool = False, quiet: bool = False
     if changes:
         trainer.restore(saved)  # what does not fit now is the change's fault, not the checkpoint's
         _note_changes(trainer, changes, quiet)
-        if _order(state) != _order(trainer.facts):
+        if _order(state, saved.stage) != _order(trainer.facts, saved.stage):
             trainer.at.batch = 0  # the epoch begins again, in its new order
     else:
         _load(trainer, saved)
@@ -57,10 +57,12 @@ def _note_changes(trainer: Trainer, changes: list[str], quiet: bool) -> None:
         )
 
 
-def _order(facts: Mapping[str, Any]) -> tuple[Any, ...]:
-    """All that the order of an epoch hangs on."""
+def _order(facts: Mapping[str, Any], stage: int) -> tuple[Any, ...]:
+    """All that the order of an epoch of a stage hangs on."""
     config = facts["config"]
-    return facts["data"], config["training"]["batch"], config["seed"], config.get("classes", {}).get("balance", "none")
+    changes = config["stages"][stage].get("training", {}) if config.get("stages") else {}
+    batch = changes.get("batch", config["training"]["batch"])
+    return facts["data"], batch, config["seed"], config.get("classes", {}).get("balance", "none")
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
