@@ -59,6 +59,18 @@ def test_accumulated_batches_are_one_large_batch(config: Config, attention_weigh
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("encoder", ["small", "resnet10t"])  # ours, and one whose own library computes it again
+def test_what_is_computed_again_is_noted_once(config: Config, encoder: str) -> None:
+    config = replace(config, encoder=replace(config.encoder, name=encoder, weights="none"))
+    stored, again = (trainer_of(config, checkpointing=on) for on in (False, True))
+    before = [value.clone() for value in again.statistics]
+    for one, other in zip(gradients(stored, 2), gradients(again, 2), strict=True):
+        torch.testing.assert_close(one, other)
+    assert any(not torch.equal(value, old) for value, old in zip(again.statistics, before, strict=True))
+    for one, other in zip(stored.statistics, again.statistics, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_gradients_are_clipped(config: Config) -> None:
     total = torch.stack([g.square().sum() for g in gradients(trainer_of(config, clip=0.01), 1)]).sum().sqrt()
     assert total == pytest.approx(0.01, rel=0.01)

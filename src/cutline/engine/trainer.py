@@ -158,7 +158,7 @@ class Trainer:
         if not pictures:  # not one of them can be read
             self._note(sound=True)
             return {"loss": math.nan, "norm": 0.0, "rate": 0.0, "unreadable": unreadable, "stop": stops}
-        before = [value.clone() for value in self.statistics]
+        before = self._noted()
         amount = max(amount, 1)  # pictures without a caption have no words, but perhaps a class
         told = self._backward(batches, int(amount), int(pictures), before)
         self.ranks.add_gradients(self.parameters)
@@ -208,7 +208,10 @@ class Trainer:
                     moved = part.to(self.device)
                     with self.precision.autocast():
                         loss, figure = self.task.loss(moved, len(part) / pictures, amount, sampling)
+                    noted = self._noted() if self.config.checkpointing else []
                     self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                    if noted:  # what is computed again has noted its pictures a second time
+                        self._forget(noted)
                     told += figure
                 return told
             except (RuntimeError, MemoryError) as error:
@@ -222,8 +225,12 @@ class Trainer:
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
 
+    def _noted(self) -> list[torch.Tensor]:
+        """The figures of batch norm as they are now."""
+        return [value.clone() for value in self.statistics]
+
     def _forget(self, before: list[torch.Tensor]) -> None:
-        """Put the figures of batch norm back to what they were before a step that does not count."""
+        """Put the figures of batch norm back to what they were before something that does not count."""
         for live, old in zip(self.statistics, before, strict=True):
             live.copy_(old)
 
