@@ -76,6 +76,13 @@ def test_scheduled_sampling_never_guesses_padding():
     assert torch.equal(mixed == 0, captions == 0)
 
 
+def test_scheduled_sampling_has_nothing_to_guess_where_no_picture_has_a_caption():
+    captioner = captioner_of()
+    pixels, _ = batch()
+    nats, _ = captioner.cross_entropy((pixels,), torch.zeros(4, 1, 2, dtype=torch.int64), sampling=0.5)
+    assert float(nats.detach()) == 0
+
+
 def test_scheduled_sampling_is_seeded_and_takes_its_share():
     captioner = captioner_of().eval()
     pixels, captions = batch(pictures=64, rows=8)

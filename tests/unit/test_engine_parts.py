@@ -221,6 +221,19 @@ def test_an_open_precision_is_settled_once(
     assert again.config == prepared.config
 
 
+def test_a_scale_is_there_before_anything_is_scaled() -> None:
+    """A rank that has no picture in its first step has gradients all the same, of the others, to be unscaled."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([parameter], fused=True)
+    new, resumed = (Precision("fp16", torch.device("cpu")) for _ in range(2))
+    resumed.scaler.load_state_dict({**new.scaler.state_dict(), "scale": 1024.0})
+    for precision, scale in ((new, 65536.0), (resumed, 1024.0)):
+        assert precision.scaler.get_scale() == scale
+        parameter.grad = torch.full((2,), scale)
+        precision.scaler.unscale_(optimizer)
+        assert parameter.grad.tolist() == [1, 1]
+
+
 def test_a_stage_names_its_precision() -> None:
     with pytest.raises(ConfigError, match="stage 2 leaves its precision open"):
         configuration.from_dict({"stages": [{}, {"training": {"precision": "auto"}}]})

@@ -102,6 +102,8 @@ class Precision:
         self.dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
         self.device = device
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        # It makes its scale when it first scales something, and a rank without pictures has no loss to be scaled.
+        self.scaler.scale(torch.zeros((), device=device))
 
     @property
     def searching(self) -> bool:

@@ -94,7 +94,7 @@ class Captioner(nn.Module):
 
         Guessing word by word would undo all that the decoders gain from seeing the whole sentence at once.
         """
-        if not sampling:
+        if not sampling or tokens.shape[-1] < 2:  # a begin token alone has nothing to guess
             return tokens
         with torch.no_grad():
             logits, _ = self.decoder(features.grid, features.pooled, tokens[..., :-1])
