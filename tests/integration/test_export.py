@@ -21,7 +21,7 @@ from cutline.errors import ConfigError, ModelError
 from cutline.export import check_bundle, check_classifier, export_bundle, export_classifier
 from cutline.models.captioner import Captioner, build_captioner
 from cutline.models.classifier import build_classifier
-from cutline.models.compact import rounded
+from cutline.models.compact import compact, rounded
 from cutline.predict import load
 
 SIZE = 48
@@ -268,6 +268,25 @@ def test_matrices_take_one_byte_and_kernels_two(captioner: Captioner, tmp_path: 
         if np.prod(tensor.dims) >= 2048
     }
     assert kinds == {4: onnx.TensorProto.FLOAT16, 2: onnx.TensorProto.INT8}
+
+
+def test_vectors_take_two_bytes_a_number(tmp_path: Path) -> None:
+    """One byte, and four for the scale of each number, would be more than there was."""
+    import onnx
+
+    vector = np.random.default_rng(0).standard_normal(4096).astype(np.float32)
+    weight, out = (
+        onnx.numpy_helper.from_array(vector, "bias"),
+        onnx.helper.make_tensor_value_info("out", onnx.TensorProto.FLOAT, [4096]),
+    )
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["bias"], ["out"])], "g", [], [out], [weight])
+    file = tmp_path / "graph.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), file)
+    before = file.stat().st_size
+    compact(file, "int8")
+    assert file.stat().st_size < 0.55 * before
+    (found,) = onnx.reference.ReferenceEvaluator(onnx.load(file)).run(None, {})
+    np.testing.assert_allclose(found, vector, rtol=1e-3, atol=1e-6)
 
 
 def test_a_classifier_classifies_as_in_torch(tmp_path: Path) -> None:
