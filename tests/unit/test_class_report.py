@@ -250,6 +250,18 @@ def test_filters_maps_and_features(pictures: list[Path]) -> None:
     assert inside.features([]).shape == (0, 0)
 
 
+@pytest.mark.parametrize(("name", "looks"), [("vit_tiny_patch16_224", False), ("resnet10t", True), ("vgg11", True)])
+def test_patches_that_become_a_list_are_no_grid(name: str, looks: bool, pictures: list[Path]) -> None:
+    """The last grid of a vision transformer is of its patches as they come in, before it has thought of them at all."""
+    model = Small(3)
+    model.encoder = build_encoder(EncoderConfig(name=name, weights="none"), PicturesConfig(size=48))
+    model.head = nn.Linear(model.encoder.pooled_channels, 3)
+    inside = Inside(model, model.encoder.transform)
+    assert inside.looks == looks
+    (heat,) = inside.heats(pictures[:1], [0])
+    assert (heat is not None) == looks
+
+
 class Plain(nn.Module):
     """A network of layers without a grid."""
 

@@ -33,7 +33,7 @@ class Inside:
 
     @property
     def looks(self) -> bool:
-        """Whether it has a place for what it sees: a plain network of layers has none."""
+        """Whether it has a place for what it sees: a plain network of layers has none, nor has a vision transformer."""
         return self._last is not None
 
     def heats(self, pictures: Sequence[Path], classes: Sequence[int]) -> list[NDArray[np.float32] | None]:
@@ -98,17 +98,26 @@ class Inside:
 
     @torch.no_grad()
     def _last_grid(self) -> nn.Module | None:
-        """The last module of the encoder whose grid is fine enough to point at something, or else the last of all."""
+        """The last module of the encoder whose grid is fine enough to point at something, or else the last of all.
+
+        None where most of the network comes after any grid: a vision transformer makes a list of its patches at once,
+        and what they are then says nothing of what it makes of them.
+        """
         last: dict[bool, nn.Module] = {}
+        modules = until = 0
 
         def note(module: nn.Module, given: Any, output: Any) -> None:
+            nonlocal modules, until
+            modules += 1
+            if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] == output.shape[-2]:
+                until = modules  # of one region too: that is the end of a network of small pictures
             if self._is_grid(output):
                 last[output.shape[-1] >= _FINE] = module
 
         size = self.transform.size
         with _hooked(list(self.classifier.encoder.modules())[1:], note):
             self.classifier.encoder(torch.zeros(1, 3, size, size, dtype=torch.uint8, device=self.device))
-        return last.get(True) or last.get(False)
+        return last.get(True) or last.get(False) if until > modules / 2 else None
 
     def _is_grid(self, output: Any) -> bool:
         """Channels over several regions, and not the picture itself in other numbers."""
