@@ -177,6 +177,14 @@ def test_coverage_penalty_is_zero_for_even_looks_and_blind_to_padding():
     assert coverage_penalty(one, torch.zeros_like(there)) == 0
 
 
+def test_coverage_penalties_of_parts_add_up_to_that_of_the_batch():
+    torch.manual_seed(0)
+    attention, there = torch.randn(4, 5, 6, 9).mul(2).softmax(-1), torch.ones(4, 5, 6, dtype=torch.bool)
+    there[:2, 1:] = False  # pictures with one caption, beside some with five
+    parts = [coverage_penalty(attention[at], there[at]) for at in (slice(0, 1), slice(1, 4))]
+    assert coverage_penalty(attention, there) == pytest.approx(parts[0] / 4 + parts[1] * 3 / 4)
+
+
 def test_heads_that_cannot_share_the_width_are_refused():
     with pytest.raises(ConfigError, match="3 heads"):
         decoder_of("transformer", "luong", heads=3)

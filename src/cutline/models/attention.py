@@ -75,7 +75,8 @@ def coverage_penalty(attention: Tensor, there: Tensor) -> Tensor:
     """How unevenly captions look: attention (B,N,T,R) at the tokens that are `there` (B,N,T), not padding.
 
     A region's share of a caption's looks is 1 when it is looked at as much as any other over the caption, whatever the
-    caption's length; the penalty is the mean squared distance from that (attention that is doubly stochastic).
+    caption's length; the penalty is the mean squared distance from that (attention that is doubly stochastic), over
+    a picture's captions and then over pictures: that of a batch is the mean of its parts', each by its pictures.
     """
     there = there.to(attention.dtype)
     looks = torch.einsum("bntr,bnt->bnr", attention, there)
@@ -83,4 +84,4 @@ def coverage_penalty(attention: Tensor, there: Tensor) -> Tensor:
     share = looks * attention.shape[-1] / length.clamp(min=1).unsqueeze(-1)
     uneven = (share - 1).square().mean(-1)
     captions = (length > 0).to(attention.dtype)
-    return (uneven * captions).sum() / captions.sum().clamp(min=1)
+    return ((uneven * captions).sum(1) / captions.sum(1).clamp(min=1)).mean()
