@@ -117,10 +117,12 @@ class Consensus:
 
     def smaller(self) -> Consensus:
         """The same with fewer ranks: the first ones tell most."""
-        languages = {
-            lang: (np.concatenate([table[:-1][:FEWER], table[-1:]]), runs)
-            for lang, (table, runs) in self.languages.items()
-        }
+        languages = {}
+        for lang, (table, runs) in self.languages.items():
+            # Nothing is guessed for the mean of a language's pictures, so the constant tells that one's code.
+            mean = np.linalg.lstsq(table[:-1].T, -table[-1], rcond=None)[0][:FEWER]
+            weights = table[:-1][:FEWER]
+            languages[lang] = _table(weights, -(mean @ weights)), runs
         return Consensus(self.projection[:, :FEWER], languages)
 
     def to_bytes(self) -> bytes:
@@ -178,8 +180,12 @@ def fit(seen: Floats, captions: Mapping[str, Sequence[Sequence[Caption]]]) -> Co
     spread = root @ np.concatenate([each.captions * each.full for each in maps.values()], axis=1)
     _, vectors = np.linalg.eigh(spread @ spread.T)
     kept = vectors[:, ::-1][:, :RANKS]
-    inward, outward = np.linalg.solve(root, kept) / width[:, None], kept.T @ root
-    languages = {lang: (_table(outward @ each.full, each.constant), each.runs) for lang, each in maps.items()}
+    inward, outward = np.linalg.solve(root, kept), kept.T @ root
+    languages = {}
+    for lang, each in maps.items():
+        table = outward @ each.full
+        languages[lang] = _table(table, -(each.centre @ inward @ table)), each.runs
+    inward /= width[:, None]
     return Consensus(_table(inward, -(middle @ inward)), languages)
 
 
@@ -189,8 +195,8 @@ class _Map(NamedTuple):
     runs: Runs
     full: Floats
     """(P,G)"""
-    constant: Floats
-    """(G,)"""
+    centre: Floats
+    """(P,): the mean of the language's pictures, for which nothing is guessed."""
     moments: Floats
     """(P,P): of the pictures, with the ridge."""
     captions: float
@@ -216,7 +222,7 @@ def _regress(given: Floats, groups: Sequence[Sequence[Caption]]) -> _Map | None:
         moments += centred.T @ centred
         product += centred.T @ wanted
     full = np.linalg.solve(moments, product)
-    return _Map(runs, full, -(centre @ full), moments, sum(map(len, groups)) / len(there))
+    return _Map(runs, full, centre, moments, sum(map(len, groups)) / len(there))
 
 
 def _table(weights: Floats, constant: Floats) -> Floats:

@@ -93,6 +93,23 @@ def test_languages_may_lack_pictures_and_one_with_too_few_is_left_out() -> None:
         fit(seen, {"fr": rare})
 
 
+@pytest.mark.parametrize("ranks", [8, 2, 1])
+@pytest.mark.parametrize("smaller", [False, True])
+def test_nothing_is_guessed_for_the_mean_of_a_languages_own_pictures(
+    ranks: int, smaller: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a language that only some pictures have, unlike the others, and whatever of the map is left out."""
+    seen, topics, captions = pictures(300, seed=0)
+    monkeypatch.setattr(consensus, "FEWER" if smaller else "RANKS", ranks)
+    own = [place for place, topic in enumerate(topics) if topic != 2 and seen[place, 5] > 0]
+    some = [group if place in own else [] for place, group in enumerate(captions)]
+    learned = fit(seen, {"en": captions, "de": some})
+    opinion = (learned.smaller() if smaller else learned).opinions()["de"]
+    asked = [[(5, 10, 11, 6), (20, 21), (5,)]]
+    assert np.abs(opinion(seen[own], asked * len(own))).max() > 0.3
+    np.testing.assert_allclose(opinion(seen[own].mean(0, keepdims=True), asked), [[0, 0, 0]], atol=1e-3)
+
+
 def test_it_comes_back_from_its_bytes() -> None:
     seen, _, captions = pictures(300, seed=0)
     found = fit(seen, {"en": captions, "de": captions})
