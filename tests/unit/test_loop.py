@@ -12,8 +12,9 @@ import torch
 
 from cutline import config as configuration
 from cutline.config import Config
-from cutline.engine import run, weights
+from cutline.engine import journal, run, weights
 from cutline.engine.loop import train
+from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, ModelError
@@ -129,6 +130,25 @@ def test_a_loss_that_is_no_number_is_named(config: Config) -> None:
         trainer.task.model.decoder.vocabulary.bias[5] = float("nan")
     with pytest.raises(ModelError, match="no number in 11 steps up to step 11, from the first checkpoint on"):
         train(trainer, quiet=True)
+
+
+def test_a_step_without_a_picture_that_can_be_read_is_told_as_that(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss is no number, but nothing has gone wrong with the learning."""
+    trainer = trainer_of(config, epochs=1, workers=0, unreadable=0.5)
+    source, lost = trainer.batches.source, trainer.batches[1].pictures.tolist()
+    assert isinstance(source, PictureSource)
+    read = source._try
+    source.cached[:] = 0
+    monkeypatch.setattr(source, "_try", lambda index: "it is gone" if index in lost else read(index))
+    at = train(trainer, quiet=True)
+    events = [json.loads(line) for line in (trainer.run / "events.jsonl").read_text().splitlines()]
+    assert [event["kind"] for event in events[:3]] == ["step", "step", "unreadable"]
+    assert not [event for event in events if event["kind"] == "skipped"]
+    told = [entry["what"] for entry in journal.read(trainer.run) if entry["kind"] == "skipped"]
+    assert told == ["picture left out: it is gone"] * len(lost)
+    assert (at.step, at.skipped, at.trouble) == (trainer.steps_per_epoch, 0, 0)
 
 
 def test_a_stage_goes_back_to_nothing_of_another_stage(config: Config) -> None:

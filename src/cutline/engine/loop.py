@@ -120,7 +120,8 @@ class Loop:
         trainer, at = self.trainer, self.trainer.at
         self.loss = figures["loss"]
         self._event("step", **{key: figures[key] for key in ("loss", "norm", "rate")})
-        if not math.isfinite(figures["loss"]) or not math.isfinite(figures["norm"]):
+        sound = math.isfinite(figures["loss"]) and math.isfinite(figures["norm"])
+        if figures["pictures"] and not sound:
             where = {"epoch": at.epoch, "batches": [at.batch - len(group), at.batch]}
             self._event("skipped", why="the loss or its gradient is no number", **where)
             if not trainer.precision.searching:

@@ -148,7 +148,8 @@ class Trainer:
         """What is left where the clock is left out.
 
         `stop` is passed on to all ranks: what comes back says whether any of them was asked to stop, and how many
-        pictures could not be read. A loss or gradient that is no number leaves the weights as they are.
+        pictures could be read and how many could not. A loss or gradient that is no number leaves the weights as they
+        are.
         """
         self.task.model.train()
         self._set_rate()
@@ -157,7 +158,9 @@ class Trainer:
         amount, pictures, unreadable, stops = self.ranks.total(*own, lost, stop)
         if not pictures:  # not one of them can be read
             self._note(sound=True)
-            return {"loss": math.nan, "norm": 0.0, "rate": 0.0, "unreadable": unreadable, "stop": stops}
+            return {
+                "loss": math.nan, "norm": 0.0, "rate": 0.0, "pictures": 0, "unreadable": unreadable, "stop": stops,
+            }  # fmt: skip
         before = self._noted()
         amount = max(amount, 1)  # pictures without a caption have no words, but perhaps a class
         told = self._backward(batches, int(amount), int(pictures), before)
@@ -175,7 +178,7 @@ class Trainer:
         self._note(sound)
         return {
             "loss": loss, "norm": norm, "rate": self.optimizer.param_groups[-1]["lr"],
-            "unreadable": unreadable, "stop": stops,
+            "pictures": pictures, "unreadable": unreadable, "stop": stops,
         }  # fmt: skip
 
     def _note(self, sound: bool) -> None:
