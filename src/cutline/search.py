@@ -1,7 +1,7 @@
 """From a model that knows the next word to whole captions: greedy, beam, diverse beam and sampling.
 
-Plain numpy and written once: training's validation, evaluation, the exported bundle and the server all search here, so
-they cannot disagree. All pictures and all their beams take each step together.
+Plain numpy and written once: training's validation, evaluation and the exported bundle all search here, so they cannot
+disagree. All pictures and all their beams take each step together.
 
 Four methods, one machine. A picture's beams stand in groups, and each group keeps its best: *beam* has one group,
 *greedy* one group of one beam, *diverse* several groups that avoid one another's words, *sample* one group of one

@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
     elif not given.resume:
         say(f"going on with {run}, which the same command has begun (--new begins another)", quiet=given.quiet)
     try:
-        return supervise(run, config, ["cutline", "train", *arguments], quiet=given.quiet)
+        return supervise(run, config, ["cutline", "train", *arguments])
     finally:
         folder.unmake(run)
 

@@ -132,7 +132,7 @@ def _learn(trial: Trial, quiet: bool) -> tuple[int, str]:
         run = trial.run or folder.make(trial.config)
         try:
             with _printing_aside(quiet):
-                code = supervise(run, trial.config, command, quiet=quiet)
+                code = supervise(run, trial.config, command)
             causes = [str(entry["cause"]) for entry in journal.read(run) if entry.get("cause")]
         finally:
             folder.unmake(run)

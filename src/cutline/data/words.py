@@ -26,8 +26,6 @@ from cutline.errors import ConfigError, DataError, ModelError, require
 FORMAT = "cutline words 1"
 PAD, END, UNK = 0, 1, 2
 _SPECIAL = ("<pad>", "<end>", "<unk>")
-SPACE = "Ġ"
-"""How a space is written in byte-pair pieces; a piece that begins with it begins a word."""
 
 # Scripts written without spaces: each of their characters is a word of its own, and no space stands beside it.
 _UNSPACED = (

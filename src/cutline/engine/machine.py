@@ -74,11 +74,6 @@ def sample(run: Path, root: Path = ROOT) -> Sample:
     )
 
 
-def memory_limit(root: Path = ROOT) -> int:
-    """Bytes that this process could ever have: the machine's memory or, where it is less, what its groups allow."""
-    return min([int(psutil.virtual_memory().total), *(group.limit for group in _groups(root))])
-
-
 def memory_available(root: Path = ROOT) -> int:
     """Bytes that this process can still take before the machine or one of its groups runs out."""
     return max(0, min([int(psutil.virtual_memory().available), *(group.left for group in _groups(root))]))

@@ -55,7 +55,7 @@ class End:
     """Whether it was a mistake in the program, which comes up again: a run computes the same each time."""
 
 
-def supervise(run: Path, config: Config, command: Sequence[str], *, quiet: bool = False) -> int:
+def supervise(run: Path, config: Config, command: Sequence[str]) -> int:
     """Run `command` (a Python module and its arguments) in as many processes as the run has, until it is done."""
     alerts = Alerts(run, config.health, Journal(run))
     with folder.held(run, patience=1), contextlib.closing(alerts):

@@ -27,9 +27,8 @@ from cutline.evaluation.tokens import tokenize
 from cutline.models.attention import coverage_penalty
 from cutline.models.captioner import Captioner, TorchStep
 from cutline.models.encoders import Features
+from cutline.models.vocabulary import PAD
 from cutline.search import Hypothesis, search
-
-PAD = 0
 
 
 class Validated(Protocol):

@@ -71,7 +71,7 @@ def _chosen(
 ) -> Baseline:
     """Choose the setting on some of the known pictures, fit to all of them, and score the judged ones."""
     begun = time.perf_counter()
-    features, labels = _checked(known, names)
+    features, labels = _checked(known)
     held = _held(labels, seed)
     tried = dict[float, float]()
     if held.any():
@@ -85,7 +85,7 @@ def _chosen(
     return Baseline(scores, setting, tried, seconds, guess)
 
 
-def _checked(known: Labelled, names: Sequence[str]) -> tuple[Floats, Integers]:
+def _checked(known: Labelled) -> tuple[Floats, Integers]:
     features, labels = _floats(known.features), np.asarray(known.labels, np.int64)
     features, labels = features[labels != UNKNOWN], labels[labels != UNKNOWN]
     if len(np.unique(labels)) < 2:

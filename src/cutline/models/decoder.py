@@ -26,7 +26,8 @@ class Decoder(nn.Module, ABC):
     """What training, search and export know of a decoder.
 
     `memory` belongs to the picture: search never copies or reorders it. Every tensor of a `state` has rows on axis 1.
-    A decoder without attention returns attention to no regions. In training mode `outputs` drops out; `step` never.
+    A decoder without attention returns attention to no regions. In training mode it drops out; search puts
+    it into evaluation mode.
     """
 
     vocabulary: Vocabulary
