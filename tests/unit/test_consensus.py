@@ -93,6 +93,26 @@ def test_languages_may_lack_pictures_and_one_with_too_few_is_left_out() -> None:
         fit(seen, {"fr": rare})
 
 
+def test_a_language_counts_by_its_captions_of_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one person has said of each picture is told the better, but it is what three agree on that is kept."""
+    draw = np.random.default_rng(0)
+    seen = draw.standard_normal((400, 8)).astype(np.float32)
+    one, other = seen[:, 0] > 0, seen[:, 1] > 0
+    seen[:, 1] += 4 * other
+    captions = {
+        "en": [[TOPICS[int(topic)]] * 3 for topic in one],
+        "de": [[TOPICS[int(topic)]] for topic in other],
+    }
+    monkeypatch.setattr(consensus, "RANKS", 1)
+    opinions = fit(seen, captions).opinions()
+    right = {
+        lang: (np.array(opinions[lang](seen, [TOPICS[:2]] * 400)).argmax(1) == topics).mean()
+        for lang, topics in (("en", one), ("de", other))
+    }
+    assert right["en"] > 0.9
+    assert right["de"] < 0.7
+
+
 @pytest.mark.parametrize("ranks", [8, 2, 1])
 @pytest.mark.parametrize("smaller", [False, True])
 def test_nothing_is_guessed_for_the_mean_of_a_languages_own_pictures(

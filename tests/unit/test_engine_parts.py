@@ -133,14 +133,16 @@ def test_devices_that_are_not_there(name: str, says: str) -> None:
 
 
 def test_random_choices_depend_on_seed_and_step_alone() -> None:
-    def draw(seed: int, step: int) -> list[float]:
+    def draw(seed: int, step: int, rank: int = 0) -> list[float]:
         torch.rand(7)
-        reseed(seed, step)
+        reseed(seed, step, rank)
         return torch.rand(3).tolist()
 
     assert draw(1, 5) == draw(1, 5)
     assert draw(1, 5) != draw(1, 6)
     assert draw(1, 5) != draw(2, 5)
+    assert draw(1, 5, 0) == draw(1, 5)
+    assert draw(1, 5, 1) != draw(1, 5)  # processes that learn together do not drop out the same
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16", "fp16"])

@@ -18,6 +18,7 @@ from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, ModelError
+from cutline.models.attention import coverage_penalty
 
 SETTINGS = {
     "threads": 1,
@@ -124,6 +125,63 @@ def test_lower_precision_learns_as_well(config: Config, precision: str) -> None:
     assert losses[-1] < 0.8 * losses[0]
 
 
+def test_the_norm_is_of_gradients_and_not_of_scaled_ones(config: Config) -> None:
+    norms = {}
+    for precision in ("fp32", "fp16"):
+        trainer = trainer_of(config, precision=precision)
+        norms[precision] = trainer.step([trainer.batches[0]])["norm"]
+    assert norms["fp16"] == pytest.approx(norms["fp32"], rel=0.02)
+
+
+def test_a_bad_step_leaves_no_trace(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the weights, nor in their average, nor in what batch norm has noted."""
+    trainer = trainer_of(config, ema=0.9)
+    assert trainer.average
+    assert trainer.statistics
+    batch, plain = trainer.batches[0], trainer.task.loss
+    trainer.step([batch])
+
+    def held() -> list[torch.Tensor]:
+        assert trainer.average
+        live = weights.learned(trainer.task.model)
+        return [value.clone() for value in (*live.values(), *trainer.average.mean.values())]
+
+    before = held()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.task, "loss", lambda *given: _made_nan(plain(*given), True))
+        assert math.isnan(trainer.step([batch])["norm"])
+    assert all(map(torch.equal, held(), before))
+    assert (trainer.at.step, trainer.at.skipped) == (2, 1)
+    trainer.step([batch])
+    assert not any(map(torch.equal, held()[-3:], before[-3:]))
+
+
+def test_a_loss_is_of_smoothed_words_and_of_where_is_looked(config: Config) -> None:
+    task = trainer_of(config, label_smoothing=0.2, attention_weight=500.0).task
+    batch = run.prepare(config, quiet=True).batches[0]
+    task.model.eval()
+    with torch.no_grad():
+        task.model.decoder.vocabulary.bias.normal_(std=3)  # a model that takes all words for equally likely is smooth
+    loss, told = task.loss(batch, 0.25, 100, 0.0)
+    nats, looks = task.model.cross_entropy(batch.inputs, batch.tokens, smoothing=0.2)
+    penalty = coverage_penalty(looks, batch.tokens[..., 1:] != 0)
+    assert told == pytest.approx(float(nats.detach()), rel=1e-6)
+    assert float((loss - nats / 100).detach()) == pytest.approx(500 * 0.25 * float(penalty.detach()), rel=1e-3)
+    plain, _ = task.model.cross_entropy(batch.inputs, batch.tokens)
+    assert float(plain.detach()) != pytest.approx(told, rel=1e-3)
+
+
+def test_guesses_become_more_to_the_end(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(config, scheduled_sampling=0.5)
+    plain, shares = trainer.task.loss, []
+    monkeypatch.setattr(trainer.task, "loss", lambda *given: shares.append(given[3]) or plain(*given))
+    batch, steps = trainer.batches[0], trainer.total_steps
+    for step in (0, steps // 2, steps):
+        trainer.at.step = step
+        trainer.step([batch])
+    assert shares == pytest.approx([0, 0.25, 0.5], abs=0.01)
+
+
 def test_a_loss_that_is_no_number_is_named(config: Config) -> None:
     trainer = trainer_of(config)
     with torch.no_grad():
@@ -192,6 +250,8 @@ def test_a_part_of_the_encoder_learns_at_its_own_rate(config: Config) -> None:
     slow = {id(p) for group in groups if group["lr"] == 1e-5 for p in group["params"]}
     assert slow == late
     assert not any(p.requires_grad for stage in stages[:3] for p in stage)
+    decays = {group["weight_decay"] for group in groups if group["params"][0].ndim > 1}
+    assert decays == {own.training.weight_decay} != {0}
     assert all(group["weight_decay"] == 0 for group in groups if group["params"][0].ndim == 1)
 
 

@@ -19,6 +19,7 @@ from cutline.data.sources import read
 from cutline.data.words import Words
 from cutline.engine import run
 from cutline.engine.batches import Batch, pad
+from cutline.engine.runtime import reseed
 from cutline.engine.task import Critic
 from cutline.evaluation import ngrams
 from cutline.evaluation.reward import END, Reward
@@ -296,6 +297,26 @@ def test_a_task_learns_from_its_own_captions(candidates: str, scenes_folder: Pat
     assert len({tuple(row) for row in tokens[0].tolist()}) > 1
     assert told == -batch.amount
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in task.model.encoder.parameters())
+
+
+def test_the_dice_fall_anew_at_each_step(scenes_folder: Path) -> None:
+    settings = {
+        "threads": 1, "data": {"path": str(scenes_folder)}, "words": {"min_count": 1}, "pictures": {"size": 48},
+        "decoder": {"hidden": 16}, "search": {"max_length": 9},
+        "training": {"batch": 8, "captions": 2, "objective": "self_critical", "candidates": "sample"},
+    }  # fmt: skip
+    prepared = run.prepare(configuration.from_dict(settings), quiet=True)
+    task, batch = prepared.task, prepared.batches[0]
+
+    def drawn(step: int) -> torch.Tensor:
+        reseed(0, step)
+        with torch.no_grad():
+            return task._candidates(batch.tokens[:, 0, 0], task.model.features(batch.inputs))
+
+    task.model.eval()
+    assert torch.equal(drawn(1), drawn(1))
+    one, other = drawn(1), drawn(2)
+    assert one.shape != other.shape or not torch.equal(one, other)
 
 
 def test_given_captions_keep_their_part_beside_the_reward(scenes_folder: Path) -> None:
