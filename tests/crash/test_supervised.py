@@ -123,6 +123,42 @@ def test_told_to_stop_it_saves_and_ends(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_when_its_terminal_is_closed_it_saves_and_goes_on_later(
+    workers: int, tmp_path: Path, scenes_folder: Path, whole: Path
+) -> None:
+    start = Start(tmp_path, SETTINGS, scenes_folder, "--workers", workers)
+    start.until_step(10)
+    start.process.send_signal(signal.SIGHUP)
+    assert start.end() == 128 + signal.SIGHUP
+    stopped = newest_event(start.run)["step"]
+    assert [(entry["step"], entry["why"]) for entry in start.journal("stopped")] == [(stopped, "SIGHUP")]
+    assert start.checkpoints().latest().step == stopped
+    assert "Traceback" not in start.told
+
+    again = Start(tmp_path, SETTINGS, scenes_folder, "--workers", workers)
+    assert again.end() == 0, again.told
+    assert [entry["step"] for entry in again.journal("resumed")] == [stopped]
+    assert differences(again.run, whole) == []
+
+
+@pytest.mark.slow
+def test_under_nohup_it_learns_on(tmp_path: Path, scenes_folder: Path, whole: Path) -> None:
+    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # all that nohup does, and what processes inherit
+    try:
+        start = Start(tmp_path, SETTINGS, scenes_folder)
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+    start.until_step(10)
+    (worker,) = start.workers()
+    start.process.send_signal(signal.SIGHUP)
+    worker.send_signal(signal.SIGHUP)
+    assert start.end() == 0, start.told
+    assert len(start.journal("started")) == 1
+    assert differences(start.run, whole) == []
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_while_features_are_made(number: signal.Signals, tmp_path: Path, scenes_folder: Path) -> None:
     frozen = SETTINGS.replace("size = 48", "size = 320") + '[encoder]\nname = "small"\ntrain = "nothing"\n'

@@ -246,9 +246,9 @@ def _say_nothing(why: str) -> None:
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole group of processes; it is the loop that saves, and then ends its readers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Ctrl-C, SIGTERM and SIGHUP reach the whole group of processes; the loop saves, and then ends its readers."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _say_nothing_of_children() -> None:

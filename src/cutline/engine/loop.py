@@ -18,6 +18,7 @@ from cutline.engine.events import Events, Sink
 from cutline.engine.journal import Journal
 from cutline.engine.saver import Saver, Warn
 from cutline.engine.trainer import Progress, Trainer
+from cutline.engine.watch import stop_signals
 from cutline.errors import DataError, ModelError
 
 SETBACKS = 3
@@ -270,7 +271,7 @@ def _parameters(trainer: Trainer) -> dict[str, int]:
 
 @contextlib.contextmanager
 def _stop_requested() -> Iterator[Callable[[], int]]:
-    """Turn Ctrl-C and SIGTERM into a question that the loop asks between steps; its answer is the signal's number."""
+    """Turn signals to stop into a question that the loop asks between steps; its answer is the signal's number."""
     asked = 0
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -279,7 +280,7 @@ def _stop_requested() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         asked = number
 
-    kept = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    kept = {number: signal.signal(number, note) for number in stop_signals()}
     try:
         yield lambda: asked
     finally:

@@ -33,7 +33,7 @@ from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.journal import Journal
 from cutline.engine.resume import load_failed, loading
-from cutline.engine.watch import ATTEMPT, FOLDER, RUN, SPLIT, Outcome, Watch
+from cutline.engine.watch import ATTEMPT, FOLDER, RUN, SPLIT, Outcome, Watch, stop_signals
 
 PAUSES = (0.0, 2.0, 10.0, 30.0, 60.0)
 """Seconds before starting again, by how often that has brought nothing yet."""
@@ -115,6 +115,8 @@ def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int, sp
             monitor_interval=0.1, shutdown_timeout=SHUTDOWN_SECONDS,
             logs_specs=DefaultLogsSpecs(log_dir=f"{place}/logs"),
         )  # fmt: skip
+        # Otherwise it takes SIGHUP from whoever has ignored it, as nohup does. No argument: older ones have no such.
+        launch.signals_to_handle = ",".join(number.name for number in stop_signals())
         with _watchdog(watch, 60 * config.health.hang_minutes) as hang:
             try:
                 elastic_launch(launch, sys.executable)("-m", *command)

@@ -40,6 +40,12 @@ class Outcome:
     details: str = ""
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Those after which a run saves and stops: Ctrl-C, SIGTERM, the end of its terminal unless nohup is for that."""
+    hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
+    return [signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * hangs_up]
+
+
 class Watched:
     """The process's side. Without a supervisor it does nothing."""
 
