@@ -367,9 +367,15 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
                 f"stage {number + 1} leaves its precision open", expected='fp32, bf16 or fp16; "auto" is for all stages'
             )
         try:
-            config.stage(number)
+            metric = config.stage(number).metric
         except ConfigError as error:
             raise ConfigError(f"stage {number + 1}: {error.what}", expected=error.expected, fix=error.fix) from None
+        if metric != config.metric:  # the best of all stages is one, and scores of two metrics cannot be compared
+            raise ConfigError(
+                f"stage {number + 1} has the metric '{metric}', the run '{config.metric}'",
+                expected="one metric for all stages",
+                fix="name it in [training], and in no stage",
+            )
     return config
 
 

@@ -44,6 +44,10 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("[training]\nrate = nan", "'training.rate' is nan"),
         ("[decoder]\ndropout = 1.5", "'decoder.dropout' is 1.5\nexpected: 0 to 1"),
         ("seed = = 1", "is not TOML"),
+        (
+            "[[stages]]\ntraining = {metric = 'auto'}\n[[stages]]\ntraining = {metric = 'bleu4'}",
+            "stage 2 has the metric 'bleu4', the run 'cider'",
+        ),
     ],
 )
 def test_what_is_wrong_is_named(text: str, says: str, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from cutline.engine import folder, journal, run
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.loop import Loop, Stopped, train
 from cutline.engine.resume import LoadError, loading, resume
+from cutline.engine.task import Validation
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, CutlineError, ModelError
 
@@ -148,6 +149,19 @@ def test_an_epoch_keeps_its_order_while_the_stage_keeps_its_batches(
     other = again(replace(changed(config, batch=base), stages=changes), first.run)
     resume(other, allow_changes=True, quiet=True)
     assert (other.at.step, other.at.epoch, other.at.batch) == (9, 1, batch)
+
+
+def test_another_metric_has_its_own_best(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = changed(config, patience=2)
+    first = begin(config)
+    monkeypatch.setattr(Validation, "metric", lambda self, name: {"cider": 500.0, "bleu4": 20.0}[name])
+    stop_after(14, first, monkeypatch)
+    assert (first.at.best, first.at.best_step, first.at.bad) == (500.0, 6, 1)
+    other = again(changed(config, metric="bleu4"), first.run)
+    resume(other, allow_changes=True, quiet=True)
+    train(other, quiet=True)
+    assert (other.at.best, other.at.best_step, other.at.bad) == (20.0, 18, 0)
+    assert other.checkpoints.best().step == 18
 
 
 def test_what_has_no_part_in_learning_may_change(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ def resume(trainer: Trainer, *, allow_changes: bool = False, quiet: bool = False
         _note_changes(trainer, changes, quiet)
         if _order(state, saved.stage) != _order(trainer.facts, saved.stage):
             trainer.at.batch = 0  # the epoch begins again, in its new order
+        if _metric(state) != _metric(trainer.facts):  # scores of two metrics cannot be compared
+            trainer.at.best, trainer.at.best_step, trainer.at.bad = -math.inf, -1, 0
     else:
         _load(trainer, saved)
     if trainer.ranks.first:
@@ -63,6 +66,12 @@ def _order(facts: Mapping[str, Any], stage: int) -> tuple[Any, ...]:
     changes = config["stages"][stage].get("training", {}) if config.get("stages") else {}
     batch = changes.get("batch", config["training"]["batch"])
     return facts["data"], batch, config["seed"], config.get("classes", {}).get("balance", "none")
+
+
+def _metric(facts: Mapping[str, Any]) -> str:
+    config = facts["config"]
+    own = {"task": config["task"], "training": {"metric": config["training"]["metric"]}}
+    return configuration.from_dict(own).metric
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
