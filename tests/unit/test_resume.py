@@ -6,15 +6,18 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cutline import config as configuration
+from cutline.cli import work
 from cutline.config import Config
-from cutline.engine import folder, journal, run
+from cutline.engine import folder, journal, run, weights
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.loop import Loop, Stopped, train
+from cutline.engine.ranks import ALONE
 from cutline.engine.resume import LoadError, loading, resume
 from cutline.engine.task import Validation
 from cutline.engine.trainer import Trainer
@@ -162,6 +165,56 @@ def test_another_metric_has_its_own_best(config: Config, monkeypatch: pytest.Mon
     train(other, quiet=True)
     assert (other.at.best, other.at.best_step, other.at.bad) == (20.0, 18, 0)
     assert other.checkpoints.best().step == 18
+
+
+def test_an_average_may_begin_later(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(config)
+    stop_after(3, first, monkeypatch)
+    other = again(changed(config, ema=0.9), first.run)
+    resume(other, allow_changes=True, quiet=True)
+    assert other.average
+    saved = weights.learned(first.task.model)
+    assert all(torch.equal(value, saved[name]) for name, value in other.average.mean.items())
+    stop_after(5, other, monkeypatch)
+    assert "average.safetensors" in other.checkpoints.latest().files
+
+
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
+def test_the_precision_may_change(before: str, after: str, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(changed(config, precision=before))
+    stop_after(3, first, monkeypatch)
+    other = again(changed(config, precision=after), first.run)
+    resume(other, allow_changes=True, quiet=True)
+    stop_after(5, other, monkeypatch)
+    assert bool(other.checkpoints.latest().state["scaler"]) == (after == "fp16")
+
+
+def test_changes_that_do_not_fit_are_named(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(config)
+    stop_after(3, first, monkeypatch)
+    other = again(replace(config, encoder=replace(config.encoder, decay=0.5)), first.run)
+    with pytest.raises(ConfigError, match=r"encoder\.decay was 1\.0, now 0\.5"):
+        resume(other, allow_changes=True, quiet=True)
+    assert not loading(first.run)
+
+
+def test_a_run_that_is_beyond_the_stages_given_is_refused(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = ({"training": {"epochs": 1}}, {"training": {"epochs": 2}})
+    given = SimpleNamespace(resume=None, allow_changes=True, quiet=True, tensorboard=False, no_bundle=True)
+    place = folder.make(config)
+    learn, seen = Trainer.step, []
+
+    def step(self: Trainer, batches: list, *, stop: bool = False) -> dict[str, float]:
+        seen.append(self.at.stage)
+        return learn(self, batches, stop=stop or len(seen) == 8)
+
+    monkeypatch.setattr(Trainer, "step", step)
+    with pytest.raises(Stopped):
+        work._train(given, replace(config, stages=stages), ALONE, place)
+    assert seen[-1] == 1
+    for fewer in (stages[:1], ()):
+        with pytest.raises(ConfigError, match="has come to stage 2, and there are settings for 1"):
+            work._train(given, replace(config, stages=fewer), ALONE, place)
 
 
 def test_what_has_no_part_in_learning_may_change(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

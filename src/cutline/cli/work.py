@@ -30,7 +30,7 @@ from cutline.engine.resume import resume
 from cutline.engine.runtime import keep_memory
 from cutline.engine.trainer import Progress, Trainer
 from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched
-from cutline.errors import CutlineError
+from cutline.errors import ConfigError, CutlineError
 
 
 def work(given: Any, config: Config) -> int:
@@ -80,8 +80,15 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     begun = bool(given.resume or checkpoints.candidates() or checkpoints.set_aside()) if ranks.first else False
     first = checkpoints.latest().state["progress"]["stage"] if begun else 0
     begun, first = ranks.told((begun, first))
+    stages = max(1, len(config.stages))
+    if first >= stages:
+        raise ConfigError(
+            f"{path} has come to stage {first + 1}, and there are settings for {stages}",
+            expected="the stages that it was begun with",
+            fix="put them back; or --new for a new run",
+        )
     at, corpus, peak = None, None, 0
-    for stage in range(first, max(1, len(config.stages))):
+    for stage in range(first, stages):
         at, corpus, config = _learn_stage(given, config, ranks, path, stage, at, begun and stage == first)
         peak = max(peak, machine.peak_memory() or 0)
     if ranks.first:

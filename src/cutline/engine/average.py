@@ -22,7 +22,7 @@ class Average:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.mean.values()), list(self.live.values()), 1 - decay)
 
-    def load(self, tensors: dict[str, Tensor]) -> None:
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
         for name, value in self.mean.items():
             value.copy_(tensors[name])
 

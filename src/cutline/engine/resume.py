@@ -14,7 +14,7 @@ from cutline.console import say
 from cutline.engine.checkpoint import Checkpoint
 from cutline.engine.journal import Journal
 from cutline.engine.trainer import Trainer
-from cutline.errors import ConfigError
+from cutline.errors import ConfigError, CutlineError
 
 UNLEARNED = {
     "name", "output", "threads", "processes", "data.path", "data.format", "data.images", "data.skip_bad",
@@ -36,7 +36,7 @@ def resume(trainer: Trainer, *, allow_changes: bool = False, quiet: bool = False
             fix="put it back; or --allow-changes to go on all the same; or --new for a new run",
         )
     if changes:
-        trainer.restore(saved)  # what does not fit now is the change's fault, not the checkpoint's
+        _load_changed(trainer, saved, changes)
         _note_changes(trainer, changes, quiet)
         if _order(state, saved.stage) != _order(trainer.facts, saved.stage):
             trainer.at.batch = 0  # the epoch begins again, in its new order
@@ -48,6 +48,19 @@ def resume(trainer: Trainer, *, allow_changes: bool = False, quiet: bool = False
         Journal(trainer.run).write("resumed", step=saved.step, path=saved.path.name)
     say(f"resuming {trainer.run} at step {saved.step}", quiet=quiet)
     return saved
+
+
+def _load_changed(trainer: Trainer, saved: Checkpoint, changes: list[str]) -> None:
+    """Restore it as far as it fits: what does not is the changes' fault, not the checkpoint's."""
+    try:
+        trainer.restore(saved)
+    except (CutlineError, OSError):
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"{trainer.run} cannot go on with what was changed: {'; '.join(changes)} ({error})",
+            fix="put back what the weights or their optimizer hang on; or --new for a new run",
+        ) from error
 
 
 def _note_changes(trainer: Trainer, changes: list[str], quiet: bool) -> None:

@@ -294,7 +294,9 @@ class Trainer:
         weights.load(self.task.model, snapshot.tensors(saved, "model"))
         state = saved.state
         snapshot.unpack_optimizer(self.optimizer, snapshot.tensors(saved, "optimizer"), state["groups"])
-        self.precision.scaler.load_state_dict(state["scaler"])
-        if self.average:
-            self.average.load(snapshot.tensors(saved, "average"))
+        if state["scaler"]:  # of another precision there is none: it begins anew
+            self.precision.scaler.load_state_dict(state["scaler"])
+        if self.average:  # likewise
+            kept = snapshot.has(saved, "average")
+            self.average.load(snapshot.tensors(saved, "average") if kept else self.average.live)
         self.at = Progress(**state["progress"])
