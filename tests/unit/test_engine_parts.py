@@ -13,7 +13,6 @@ import torch
 
 from cutline import config as configuration
 from cutline import cpus
-from cutline.cli import work
 from cutline.config import TrainingConfig
 from cutline.engine import events, folder, run, runtime
 from cutline.engine.average import Average
@@ -219,7 +218,7 @@ def test_an_open_precision_is_settled_once(
     assert folder.settings(path).training.precision == measured
     assert run.trainer(prepared, path).precision.dtype == {"fp32": None, "bf16": torch.bfloat16}[measured]
     monkeypatch.setattr(run, "choose_precision", lambda device: pytest.fail("it is settled"))
-    again = run.prepare(work._as_begun(asked, path), known=Known.load(path, "classes"), quiet=True)
+    again = run.prepare(run.as_begun(asked, path), known=Known.load(path, "classes"), quiet=True)
     assert again.config == prepared.config
 
 

@@ -9,13 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from cutline import config as configuration
+from cutline.cli import work
 from cutline.cli.train import FLAGS, resolve
 from cutline.config import Config
-from cutline.engine import run, taught
-from cutline.engine.loop import train
+from cutline.engine import folder, run, taught
+from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.loop import Stopped, train
+from cutline.engine.ranks import ALONE
+from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, CutlineError, ModelError
 from cutline.features.build import key_of
 
@@ -81,6 +86,41 @@ def test_what_the_pupil_has_learned_needs_no_teacher(classes: Config, teacher: P
     shutil.rmtree(copy)
     given, learned = tensors(run.load_captioner(place)[0]), tensors(run.load_classifier(teacher)[0])
     assert all(torch.equal(given[name], learned[name]) for name in given)
+
+
+@pytest.mark.parametrize("part", ["nothing", "all"])
+@pytest.mark.parametrize("begun_with", ["teacher", "files"])
+def test_what_it_began_with_may_be_gone_when_it_goes_on(
+    begun_with: str, part: str, classes: Config, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes to the same end, to the bit, as one that lost nothing."""
+    tables = {"training": {"epochs": 2}, "encoder": {"weights": str(tmp_path / "given"), "train": part}}
+    if begun_with == "teacher":
+        shutil.copytree(teacher, tmp_path / "given")
+    else:
+        learned = {name: value.contiguous() for name, value in tensors(run.load_classifier(teacher)[0]).items()}
+        safetensors.torch.save_file(learned, tmp_path / "given.safetensors")
+        (tmp_path / "given.txt").write_text("red 1 2 3 4\nblue 2 3 4 1\n")
+        tables["encoder"] |= {"weights": str(tmp_path / "given.safetensors")}
+        tables |= {"task": "captions", "words": {"embeddings": str(tmp_path / "given.txt")}}
+    config = configuration.from_dict({**tables, "output": str(tmp_path / "runs")}, classes)
+    whole, parts = folder.make(config), folder.make(config)
+    given = SimpleNamespace(resume=None, allow_changes=False, quiet=True, tensorboard=False, no_bundle=True)
+    work._train(given, config, ALONE, whole)
+    with monkeypatch.context() as patch:
+        learn = Trainer.step
+        patch.setattr(Trainer, "step", lambda self, b, *, stop=False: learn(self, b, stop=stop or self.at.step == 3))
+        with pytest.raises(Stopped):
+            work._train(given, config, ALONE, parts)
+    for path in tmp_path.glob("given*"):
+        path.rename(path.with_name(f"moved-{path.name}"))
+    work._train(given, config, ALONE, parts)
+    one, other = (Checkpoints(place, folder.identity(place)).latest() for place in (whole, parts))
+    for name in one.files:
+        if name.endswith(".safetensors"):
+            assert one.read(name) == other.read(name), name
+    assert one.state["progress"] == other.state["progress"]
+    assert (whole / "events.jsonl").read_bytes() == (parts / "events.jsonl").read_bytes()
 
 
 def _made(path: Path) -> Path:

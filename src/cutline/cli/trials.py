@@ -166,6 +166,7 @@ def _search(trial: Trial, quiet: bool) -> dict[str, float]:
     config, path = trial.config, trial.learner.learned
     assert path
     start, best = weights.named(run.load_model(path)[0]), Checkpoints(path, folder.identity(path)).best().stage
+    config = run.as_begun(config, path)
     prepared = run.prepare(config, known=Known.load(path, config.task), stage=best, start=start, quiet=True)
     if config.search.consensus:
         model, words, _ = run.load_captioner(path)

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cutline import config as configuration
 from cutline.cli import finish_classes
 from cutline.cli.evaluate import Judgement, show
 from cutline.cli.finish import finish
@@ -140,7 +139,7 @@ def _prepared_in_turn(
     def prepare(anew: bool = False) -> run.Prepared:
         known = None if anew else Known.load(path, config.task)
         start = weights.named(run.load_model(path)[0]) if before else run.kept_encoder(path, stage)
-        asked = config if anew else _as_begun(config, path)
+        asked = config if anew else run.as_begun(config, path)
         return run.prepare(asked, known=known, stage=stage, start=start, ranks=ranks, quiet=quiet)
 
     prepared = None
@@ -161,14 +160,6 @@ def _prepared_in_turn(
         prepared = prepared or prepare()
     ranks.gather(None)
     return prepared or prepare()
-
-
-def _as_begun(config: Config, path: Path) -> Config:
-    """With the precision that was measured when the run began: on another machine it might be another."""
-    if config.training.precision != "auto":
-        return config
-    begun = folder.settings(path).training.precision
-    return configuration.from_dict({"training": {"precision": begun}}, config)
 
 
 def _learn(given: Any, trainer: Trainer, quiet: bool) -> None:

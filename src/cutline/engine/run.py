@@ -42,7 +42,7 @@ from cutline.features import open_or_build
 from cutline.models.both import TwoHeaded, build_both
 from cutline.models.captioner import Captioner, build_captioner
 from cutline.models.classifier import Classifier, build_classifier
-from cutline.models.encoders import Encoder, settle
+from cutline.models.encoders import Encoder, begins_learned, settle
 from cutline.models.weights import fit_weights
 
 
@@ -76,11 +76,13 @@ def prepare(
 ) -> Prepared:
     """Read the data, build the model, and bring the two together.
 
-    `known` is what a run that goes on knows already; `start` are weights to begin from, by name, in place of a stage's
-    own beginning; `sources` says where pictures come from.
+    `known` is what a run that goes on knows already: then all weights come from that run's folder, and the files that
+    it began with need not be there any more. `start` are weights to begin from, by name, in place of a stage's own
+    beginning; `sources` says where pictures come from.
     """
     if config.task != "classes":
         search.check(config.search)  # or else the first validation would find out
+    begun = known is not None
     if config.threads:
         torch.set_num_threads(config.threads)
     elif ranks.here > 1:
@@ -96,12 +98,14 @@ def prepare(
     learn, judge = _pictures(config, corpus, languages)
     texts = {lang: [text for s in learn for text in s.captions.get(lang, ())] for lang in languages}
     known = known or Known.learn(config, texts, learn)
-    whole, begin = _with_vectors(config, known, quiet)
+    whole, begin = (config, _nothing) if begun else _with_vectors(config, known, quiet)
     config = whole.stage(stage)
     say(f"data: {corpus.source}: {len(learn)} pictures to learn from, {len(judge)} to validate on", quiet=quiet)
     _tell(config, known, texts, learn, quiet)
     torch.manual_seed(config.seed)
-    model = build(config, known)
+    model = build(config, known, bare=begun)
+    if begun and weights.is_frozen(model.encoder) and not start:  # an encoder that the run has not kept
+        model = build(config, known)
     begin(model)
     weights.put(model, start or {})
     say(_describe(model), quiet=quiet)
@@ -146,8 +150,12 @@ def _tell(config: Config, known: Known, texts: Mapping[str, Sequence[str]], lear
         say(f"classes: {len(known.classes)}, {sizes}; balance: {config.classes.balance}", quiet=quiet)
 
 
-def build(config: Config, known: Known) -> Model:
-    """The model of a run, for what it knows."""
+def build(config: Config, known: Known, *, bare: bool = False) -> Model:
+    """The model of a run, for what it knows; `bare` is without the weights that it would begin with from elsewhere."""
+    if bare:
+        model = _shaped(replace(config, encoder=replace(config.encoder, weights="none")), known)
+        settle(model.encoder, config.encoder.train, learned=begins_learned(config.encoder))
+        return model
     model = _shaped(taught.without(config), known)
     if teacher := taught.by(config.encoder):
         take_encoder(model.encoder, teacher, config.encoder)
@@ -220,10 +228,14 @@ def _class_task(
     return ClassTask(config, model, known.classes, judge, source, counts_for)
 
 
+def _nothing(model: Any) -> None:
+    pass
+
+
 def _with_vectors(config: Config, known: Known, quiet: bool) -> tuple[Config, Callable[[Any], None]]:
     """The configuration with word vectors as wide as the given ones, and what puts those into a model."""
     if not config.words.embeddings or not known.words:
-        return config, lambda model: None
+        return config, _nothing
     from cutline.data.vectors import load_vectors
 
     matrix, given, coverage = load_vectors(Path(config.words.embeddings), known.words.pieces)
@@ -279,6 +291,18 @@ def create(prepared: Prepared, path: Path | None = None) -> Path:
     durable.write(path / "config.toml", configuration.to_toml(prepared.config).encode())
     folder.point_to(path)
     return path
+
+
+def as_begun(config: Config, path: Path) -> Config:
+    """With what was found when the run began: on another machine the precision might be another, and the word vectors
+    whose width the decoder has may be gone."""
+    begun = folder.settings(path)
+    found: dict[str, Any] = {}
+    if config.training.precision == "auto":
+        found["training"] = {"precision": begun.training.precision}
+    if config.words.embeddings and not config.decoder.embed:
+        found["decoder"] = {"embed": begun.decoder.embed}
+    return configuration.from_dict(found, config)
 
 
 def keep_encoder(prepared: Prepared, path: Path, stage: int) -> None:
@@ -348,8 +372,7 @@ def load_model(run: Path, *, step: int | None = None) -> tuple[Model, Known, Con
     if step is None and chosen.step != wanted >= 0:
         say(f"{run}: the best weights, of step {wanted}, are not there; those of step {chosen.step} are taken")
     stage = chosen.stage
-    bare = replace(config, encoder=replace(config.encoder, weights="none"))  # they come from the run folder
-    model = build(replace(bare, pictures=config.stage(stage).pictures), known)
+    model = build(replace(config, pictures=config.stage(stage).pictures), known, bare=True)
     kept = kept_encoder(run, stage)
     model.encoder.requires_grad_(not kept)
     weights.put(model, kept)

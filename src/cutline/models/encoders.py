@@ -79,7 +79,13 @@ def build_encoder(config: EncoderConfig, pictures: PicturesConfig) -> Encoder:
         from cutline.models.pretrained import TimmEncoder
 
         encoder = TimmEncoder(config, pictures)
-    return settle(encoder, config.train, learned=config.weights != "none" and not (ours and config.weights == "auto"))
+    return settle(encoder, config.train, learned=begins_learned(config))
+
+
+def begins_learned(config: EncoderConfig) -> bool:
+    """Whether the weights that a config names are worth something already: of our own, "auto" is none."""
+    ours = parse(config.name)[0] in ("small", "cnn", "dnn")
+    return config.weights != "none" and not (ours and config.weights == "auto")
 
 
 def settle(encoder: Encoder, train: str, *, learned: bool) -> Encoder:
