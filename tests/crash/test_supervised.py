@@ -92,6 +92,27 @@ def test_one_run_is_never_started_twice(tmp_path: Path, scenes_folder: Path, who
     assert differences(first.run, whole) == []
 
 
+@pytest.mark.slow
+def test_a_run_that_is_only_being_prepared_is_one_already(tmp_path: Path, scenes_folder: Path, whole: Path) -> None:
+    first = Start(tmp_path, SETTINGS, scenes_folder)
+    first.until(lambda: list(first.output.glob("*/journal.jsonl")) and first.workers())
+    (worker,) = first.workers()
+    worker.suspend()
+    assert not (first.run / "config.toml").exists()
+    second = Start(tmp_path, SETTINGS, scenes_folder)
+    assert second.end() == 2
+    assert f"is in use by process {first.process.pid}" in second.told
+    first.process.kill()
+    worker.kill()
+    worker.wait(60)
+    assert not (first.run / "config.toml").exists()
+
+    again = Start(tmp_path, SETTINGS, scenes_folder)
+    assert again.end() == 0, again.told
+    assert again.run == first.run  # there is no other
+    assert differences(again.run, whole) == []
+
+
 LONG_VALIDATION = SETTINGS.replace("max_length = 12", "max_length = 800\nmin_length = 800")
 
 

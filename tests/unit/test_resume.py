@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -261,6 +265,47 @@ def test_a_run_is_found_again_by_its_settings(config: Config, monkeypatch: pytes
     assert folder.unfinished(replace(config, health=replace(config.health, port=9)))  # no part of what it learns
     journal.Journal(first.run).write("finished", step=1)
     assert folder.unfinished(config) is None
+
+
+def test_a_run_that_is_only_being_prepared_is_found_too(config: Config) -> None:
+    place = folder.make(config)
+    assert folder.unfinished(config) == place
+    folder.unmake(place)
+    assert folder.unfinished(config) is None
+
+
+@pytest.mark.parametrize("name", [folder.LOCK, folder.WORKERS_LOCK])
+def test_a_folder_that_somebody_has_is_not_removed(name: str, config: Config) -> None:
+    config = replace(config, output=f"{config.output}/runs")
+    place = folder.make(config)
+    with folder.held(place, name):
+        folder.unmake(place)
+        assert folder.unfinished(config) == place
+    (place / "words.json").touch()  # somebody has begun with it
+    folder.unmake(place)
+    assert folder.unfinished(config) == place
+    (place / "words.json").unlink()
+    folder.unmake(place)
+    assert not place.parent.exists()
+
+
+def test_who_waits_for_a_folder_that_is_removed_does_not_own_it(config: Config) -> None:
+    place = folder.make(config)
+    waits = threading.Event()
+
+    def wait() -> str:
+        waits.set()
+        with pytest.raises(CutlineError) as refused, folder.held(place, patience=60):
+            pass
+        return refused.value.what
+
+    with ThreadPoolExecutor() as pool:
+        with folder.held(place):
+            answer = pool.submit(wait)
+            waits.wait(10)
+            time.sleep(0.5)  # until it has the file open, which nobody can see
+            shutil.rmtree(place)
+        assert answer.result(60) == f"{place} is no longer there"
 
 
 def test_only_one_can_own_a_folder(tmp_path: Path) -> None:

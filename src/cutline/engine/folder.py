@@ -40,14 +40,16 @@ def make(config: Config) -> Path:
 
 
 def unmake(path: Path) -> None:
-    """Remove a folder in which no work has begun, and what `make` made to hold it."""
-    if any(path.glob("config.toml")):
-        return
-    for name in (ABOUT, LOCK, WORKERS_LOCK, journal.NAME):
-        (path / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # something else is in there: leave it
-        path.rmdir()
-        path.parent.rmdir()
+    """Remove a folder in which no work has begun, and what `make` made to hold it; but not one that somebody has."""
+    own = {ABOUT, LOCK, WORKERS_LOCK, journal.NAME}
+    with contextlib.suppress(CutlineError), held(path), held(path, WORKERS_LOCK):
+        if not own.issuperset(each.name for each in path.iterdir()):
+            return
+        for name in own:
+            (path / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # others are in the folder that holds it
+            path.rmdir()
+            path.parent.rmdir()
 
 
 def identity(run: Path) -> str:
@@ -66,11 +68,11 @@ def point_to(run: Path) -> None:
 
 
 def unfinished(config: Config) -> Path | None:
-    """The newest run that the same settings have begun and not brought to its end."""
+    """The newest run that the same settings have begun and not brought to its end, be it that they only prepare it."""
     asked, output = _asked(config), Path(config.output)
     found = [path.parent for path in output.glob(f"*/{ABOUT}") if not path.parent.is_symlink()]
     for run in sorted(found, reverse=True):
-        if _about(run).get("asked") == asked and (run / "config.toml").exists():
+        if _about(run).get("asked") == asked:
             return None if ended(run) == "finished" else run
     return None
 
@@ -98,11 +100,20 @@ def held(run: Path, name: str = LOCK, *, patience: float = 0.0) -> Iterator[None
                         fix="wait for it, or end it; cutline train --new starts another run beside it",
                     ) from None
                 time.sleep(0.1)
+        if not _is(run / name, handle):  # whoever had it has removed it, and the lock is of nothing
+            raise CutlineError(f"{run} is no longer there", fix="start the same command again")
         os.ftruncate(handle, 0)
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         os.close(handle)
+
+
+def _is(path: Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle))
+    except FileNotFoundError:
+        return False
 
 
 def settings(run: Path) -> Config:
