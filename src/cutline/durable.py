@@ -16,6 +16,14 @@ def write(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def put(path: Path, data: bytes) -> None:
+    """Write a file in place of the one that may be there: at any moment it is the old one or the new one, whole."""
+    draft = path.with_name(f".{path.name}.draft")
+    write(draft, data)
+    draft.replace(path)
+    sync(path.parent)
+
+
 def write_all(handle: int, data: bytes) -> None:
     """Also where the disk takes a part at a time."""
     left = memoryview(data)

@@ -12,7 +12,7 @@ import torch
 
 from cutline import config as configuration
 from cutline.config import Config
-from cutline.engine import journal, run, weights
+from cutline.engine import choose, journal, run, weights
 from cutline.engine.loop import train
 from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
@@ -105,6 +105,16 @@ def test_the_best_weights_are_loaded_not_the_last(config: Config, monkeypatch: p
     assert any(not torch.equal(v, weights.learned(last)[name]) for name, v in weights.learned(best).items())
     with pytest.raises(ModelError, match="no valid checkpoint of step 5"):
         run.load_captioner(trainer.run, step=5)
+
+
+def test_of_a_search_that_was_half_written_nothing_is_taken(config: Config) -> None:
+    trainer = trainer_of(config, epochs=1)
+    train(trainer, quiet=True)
+    note = trainer.run / choose.FILE
+    whole = json.dumps({"chosen": {"beam": 7, "length_penalty": 0.4}})
+    for text, beam in ((whole, 7), (whole[:20], 1), ("", 1), ("{}", 1), ("[]", 1), ('{"chosen": {"bean": 7}}', 1)):
+        note.write_text(text)
+        assert run.load_captioner(trainer.run)[2].search.beam == beam, text
 
 
 def test_the_average_is_what_is_loaded(config: Config) -> None:

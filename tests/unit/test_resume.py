@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from cutline import config as configuration
+from cutline import durable
 from cutline.cli import work
 from cutline.config import Config
 from cutline.engine import folder, journal, run, weights
@@ -156,6 +157,20 @@ def test_an_epoch_keeps_its_order_while_the_stage_keeps_its_batches(
     other = again(replace(changed(config, batch=base), stages=changes), first.run)
     resume(other, allow_changes=True, quiet=True)
     assert (other.at.step, other.at.epoch, other.at.batch) == (9, 1, batch)
+
+
+def test_the_settings_of_a_run_are_never_half_written(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(config)
+    stop_after(3, first, monkeypatch)
+
+    def write(path: Path, data: bytes) -> None:
+        path.write_bytes(data[: len(data) // 2])
+        raise OSError("the power is gone")
+
+    monkeypatch.setattr(durable, "write", write)
+    with pytest.raises(OSError, match="the power is gone"):
+        resume(again(changed(config, batch=24), first.run), allow_changes=True, quiet=True)
+    assert folder.settings(first.run).training.batch == 16
 
 
 def test_another_metric_has_its_own_best(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

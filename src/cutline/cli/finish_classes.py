@@ -87,7 +87,7 @@ def finish(run: Path, corpus: Corpus, split: str, *, quiet: bool = False) -> Cla
     classifier, names, config = load_classifier(run)
     judged = _guess(classifier, names, config, corpus, "val", quiet)
     temperature = fit_temperature(judged.logits, judged.labels)
-    durable.write(run / CALIBRATION, json.dumps({"temperature": temperature, "split": "val"}).encode())
+    durable.put(run / CALIBRATION, json.dumps({"temperature": temperature, "split": "val"}).encode())
     say(f"exporting the bundle (temperature {temperature:.2f})", quiet=quiet)
     bundle = run / PLACES[config.task][0]
     export(run, bundle, force=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from cutline import durable
 from cutline.cli.telling import add_row, count, new_console, new_table, size
 from cutline.console import duration
 from cutline.engine import grid
@@ -227,7 +228,7 @@ def notes(planned: Grid, rows: Sequence[Row]) -> list[str]:
 
 
 def write(planned: Grid, rows: Sequence[Row], parts: Sequence[Sequence[Column]]) -> None:
-    grid.put(planned.out / "table.md", markdown(planned, rows, parts))
+    durable.put(planned.out / "table.md", markdown(planned, rows, parts).encode())
     grid.write(planned.out / "table.json", to_dict(planned, rows))
 
 

@@ -49,7 +49,7 @@ def learn(
         for lang in words.languages
     }
     file = path / FILE.format(best.path.name)
-    durable.write(file, fit(np.concatenate(seen), captions).to_bytes())
+    durable.put(file, fit(np.concatenate(seen), captions).to_bytes())
     for old in set(path.glob(FILE.format("*"))) - {file}:
         old.unlink()
     found = load(path)

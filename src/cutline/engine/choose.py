@@ -91,17 +91,16 @@ def choose_search(
             advance(1, note=f"penalty {penalty:g}: {found:.1f}")
     chosen = best[1]
     told = {"chosen": asdict(chosen), "by": config.metric, "tried": [asdict(each) for each in tries]}
-    durable.write(run / FILE, json.dumps(told, indent=1).encode())
+    durable.put(run / FILE, json.dumps(told, indent=1).encode())
     return chosen
 
 
 def chosen(run: Path, given: SearchConfig) -> SearchConfig:
-    """What was chosen for a run; as given where nothing was."""
+    """What was chosen for a run; as given where nothing was, or where a power loss has left half of it."""
     try:
-        found = json.loads((run / FILE).read_bytes())["chosen"]
-    except FileNotFoundError:
+        return replace(given, **json.loads((run / FILE).read_bytes())["chosen"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return given
-    return replace(given, **found)
 
 
 Found = Mapping[str, Mapping[int, list[Hypothesis]]]

@@ -319,14 +319,7 @@ def open_or_begin(grid: Grid) -> None:
 
 def write(path: Path, value: Any) -> None:
     """As JSON, whole or not at all."""
-    put(path, json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n")
-
-
-def put(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.draft")
-    durable.write(draft, text.encode())
-    draft.replace(path)
-    durable.sync(path.parent)
+    durable.put(path, (json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n").encode())
 
 
 def _same(out: Path, what: str, old: Tables, new: Tables) -> None:

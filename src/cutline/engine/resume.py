@@ -67,10 +67,8 @@ def _note_changes(trainer: Trainer, changes: list[str], quiet: bool) -> None:
     say("changed: " + "; ".join(changes), quiet=quiet)
     if trainer.ranks.first:
         Journal(trainer.run).write("changed", settings=changes)
-        durable.write(
-            trainer.run / "config.toml",
-            configuration.to_toml(configuration.from_dict(trainer.facts["config"])).encode(),
-        )
+        settings = configuration.to_toml(configuration.from_dict(trainer.facts["config"]))
+        durable.put(trainer.run / "config.toml", settings.encode())
 
 
 def _order(facts: Mapping[str, Any], stage: int) -> tuple[Any, ...]:
