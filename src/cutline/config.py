@@ -337,6 +337,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("training.ground", "training.minutes"), (0, math.inf)),
     **dict.fromkeys(("training.bad_steps", "processes"), (1, math.inf)),
     "health.port": (0, 65535),
+    **dict.fromkeys(("seed", "search.seed"), (0, 2**63 - 1)),
     "pictures.augment_crop": (0.01, 1),
     "training.drop": (0, 1),
 }
@@ -362,14 +363,14 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
     for number, stage in enumerate(config.stages):
         if odd := [key for key in stage if key not in STAGED]:
             raise ConfigError(f"stage {number + 1} changes '{odd[0]}'", expected=", ".join(STAGED))
-        if stage.get("training", {}).get("precision") == "auto":
-            raise ConfigError(
-                f"stage {number + 1} leaves its precision open", expected='fp32, bf16 or fp16; "auto" is for all stages'
-            )
         try:
             metric = config.stage(number).metric
         except ConfigError as error:
             raise ConfigError(f"stage {number + 1}: {error.what}", expected=error.expected, fix=error.fix) from None
+        if stage.get("training", {}).get("precision") == "auto":
+            raise ConfigError(
+                f"stage {number + 1} leaves its precision open", expected='fp32, bf16 or fp16; "auto" is for all stages'
+            )
         if metric != config.metric:  # the best of all stages is one, and scores of two metrics cannot be compared
             raise ConfigError(
                 f"stage {number + 1} has the metric '{metric}', the run '{config.metric}'",
@@ -403,10 +404,12 @@ def _agree(config: Config) -> None:
 
 def load(path: Path, base: Config | None = None) -> Config:
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except FileNotFoundError:
         raise ConfigError(f"no config file {path}", fix="cutline train --print-config > config.toml") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", expected="a config file") from None
+    except ValueError as error:  # no TOML, no text, or a number of thousands of digits
         raise ConfigError(f"{path} is not TOML: {error}") from None
     try:
         return from_dict(tables, base)
@@ -454,12 +457,16 @@ def _check(value: Any, kind: Any, name: str) -> Any:
     elif type(value) is kind:
         return _within(value, name) if kind is int else value
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    raise ConfigError(f"'{name}' is {value!r}", expected=words.get(kind, "a list"))
+    other = "a table of settings" if origin is dict else "a list"
+    raise ConfigError(f"'{name}' is {value!r}", expected=words.get(kind, other))
 
 
 def _within(value: float, name: str) -> float:
     low, high = _RANGES.get(name, (-math.inf, math.inf))
-    if low <= value <= high:  # not a number is in no range
+    fits = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
+    if not fits:
+        raise ConfigError(f"'{name}' is {value}", expected="a finite number, and a whole one of at most 64 bits")
+    if low <= value <= high:
         return value
     bounds = f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
     raise ConfigError(f"'{name}' is {value}", expected=bounds)

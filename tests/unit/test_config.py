@@ -44,6 +44,15 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("[training]\nrate = nan", "'training.rate' is nan"),
         ("[decoder]\ndropout = 1.5", "'decoder.dropout' is 1.5\nexpected: 0 to 1"),
         ("seed = = 1", "is not TOML"),
+        (f"seed = {'9' * 5000}", "is not TOML"),
+        ("seed = -1", "'seed' is -1\nexpected: 0 to"),
+        (f"seed = {2**70}", f"'seed' is {2**70}"),
+        (f"[training]\nbatch = {10**30}", f"'training.batch' is {10**30}\nexpected: a finite number"),
+        (f"[training]\nrate = {10**400}", "'training.rate' is 1000"),
+        ("[training]\nrate = inf", "'training.rate' is inf\nexpected: a finite number"),
+        ("[health]\nhang_minutes = inf", "'health.hang_minutes' is inf"),
+        ("stages = [1]", "'stages' is 1\nexpected: a table of settings"),
+        ("stages = [{training = 3}]", "stage 1: 'training' is a table of settings"),
         (
             "[[stages]]\ntraining = {metric = 'auto'}\n[[stages]]\ntraining = {metric = 'bleu4'}",
             "stage 2 has the metric 'bleu4', the run 'cider'",
@@ -69,6 +78,16 @@ def test_captions_that_are_compared_are_several() -> None:
     several = {"training": {"captions": 2}}
     assert config.from_dict({**ends, "stages": [several, several]}).stage(1).training.objective == "self_critical"
     assert config.from_dict({**ends, "task": "classes"}).task == "classes"
+
+
+def test_a_file_may_begin_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("seed = 7\n", encoding="utf-8-sig")
+    assert config.load(tmp_path / "config.toml").seed == 7
+
+
+def test_a_folder_is_no_config_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        config.load(tmp_path)
 
 
 def test_no_such_file(tmp_path: Path) -> None:

@@ -145,6 +145,11 @@ def test_mistakes_in_rows_are_named(tmp_path: Path, text: str, says: str) -> Non
         grid.rows(Config(), tmp_path / "none.toml")
 
 
+def test_a_file_of_rows_may_begin_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "rows.toml").write_text("[wide]\ndecoder.hidden = 9\n", encoding="utf-8-sig")
+    assert [cell.name for cell in grid.rows(Config(), tmp_path / "rows.toml")] == ["base", "wide"]
+
+
 def test_seeds() -> None:
     assert grid.seeds("0, 2,1") == (0, 2, 1)
     for text in ("", "0,0", "1,x", "-1", "1,"):

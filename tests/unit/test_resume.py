@@ -323,6 +323,14 @@ def test_who_waits_for_a_folder_that_is_removed_does_not_own_it(config: Config) 
         assert answer.result(60) == f"{place} is no longer there"
 
 
+def test_where_no_folder_can_be_made_it_is_said(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for odd in (replace(config, output=str(tmp_path / "file")), replace(config, name="x" * 300)):
+        with pytest.raises(ConfigError, match="cannot be made") as refused:
+            folder.make(odd)
+        assert "--output" in refused.value.fix
+
+
 def test_only_one_can_own_a_folder(tmp_path: Path) -> None:
     with folder.held(tmp_path):
         with pytest.raises(CutlineError, match=r"is in use by process \d+ on"), folder.held(tmp_path):

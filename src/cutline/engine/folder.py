@@ -30,9 +30,13 @@ def make(config: Config) -> Path:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     base = Path(config.output) / f"{stamp}-{re.sub(r'[^A-Za-z0-9._-]+', '-', config.name)}"
     for path in (base, *(base.with_name(f"{base.name}-{attempt}") for attempt in range(2, 1000))):
-        with contextlib.suppress(FileExistsError):
+        try:
             path.mkdir(parents=True)
             break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be made: {error.strerror}", fix="another --output or --name") from None
     about = {"id": uuid.uuid4().hex, "asked": _asked(config), "made": stamp}
     durable.write(path / ABOUT, json.dumps(about).encode())
     durable.sync(path.parent)

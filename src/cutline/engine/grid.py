@@ -168,10 +168,10 @@ def varied(base: Config, asked: Sequence[str]) -> tuple[tuple[Cell, ...], str]:
 def rows(base: Config, path: Path) -> tuple[Cell, ...]:
     """The base, and a cell for each table of the file: its name, and what it changes."""
     try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     cells, known = [Cell(BASE, {}, _learning(base))], {_meaning(base): BASE}
     for name, changes in tables.items():
