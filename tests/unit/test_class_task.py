@@ -318,6 +318,20 @@ def test_two_heads_learn_as_each_would_alone(both: Config) -> None:
     assert all(p.grad is not None and bool(p.grad.any()) for p in prepared.model.head.parameters())
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("lost", ["captions", "labels"])
+def test_both_need_captions_and_labels_to_learn_from_and_to_validate_on(
+    lost: str, split: str, both: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run.read(both, quiet=True)
+    nothing = {"captions": {}} if lost == "captions" else {"label": None}
+    bare = replace(whole, samples=tuple(replace(s, **nothing) if s.split == split else s for s in whole.samples))  # type: ignore[arg-type]
+    monkeypatch.setattr(run, "read", lambda config, quiet: bare)
+    what = "captioned" if lost == "captions" else "labelled"
+    with pytest.raises(DataError, match=f"{0 if split == 'train' else 96} {what} pictures to learn from and"):
+        run.prepare(both, quiet=True)
+
+
 def test_a_run_of_both_is_a_captioner_and_a_classifier(both: Config) -> None:
     trainer = trainer_of(both)
     at = train(trainer, quiet=True)

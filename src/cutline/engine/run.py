@@ -119,20 +119,27 @@ def prepare(
 def _pictures(config: Config, corpus: Corpus, languages: Sequence[str]) -> tuple[list[Sample], list[Sample]]:
     """Those to learn from and those to validate on, of all that have something for the task."""
 
-    def useful(sample: Sample) -> bool:
-        labelled = config.task != "captions" and sample.label is not None
-        return labelled or any(sample.captions.get(lang) for lang in languages)
+    def captioned(sample: Sample) -> bool:
+        return any(sample.captions.get(lang) for lang in languages)
 
-    learn, judge = ([s for s in corpus.split(name) if useful(s)] for name in ("train", "val"))
+    def labelled(sample: Sample) -> bool:
+        return sample.label is not None
+
+    wanted = {"captioned": captioned} if config.task != "classes" else {}
+    wanted |= {"labelled": labelled} if config.task != "captions" else {}
+    learn, judge = (
+        [s for s in corpus.split(name) if any(has(s) for has in wanted.values())] for name in ("train", "val")
+    )
     if most := config.training.validate_limit:
         judge = judge[:most] if config.task == "captions" else list(evenly(judge, most))
-    if not learn or not judge:
-        what = {"captions": "captioned", "classes": "labelled", "both": "captioned or labelled"}[config.task]
-        raise DataError(
-            f"{corpus.source} has {len(learn)} {what} pictures to learn from and {len(judge)} to validate on",
-            expected="at least one of each",
-            fix="cutline data inspect shows what is there; --divide anew leaves the splits that the data gives",
-        )
+    for what, has in wanted.items():
+        to_learn, to_judge = (sum(map(has, some)) for some in (learn, judge))
+        if not to_learn or not to_judge:
+            raise DataError(
+                f"{corpus.source} has {to_learn} {what} pictures to learn from and {to_judge} to validate on",
+                expected="at least one of each",
+                fix="cutline data inspect shows what is there; --divide anew leaves the splits that the data gives",
+            )
     return learn, judge
 
 
