@@ -11,13 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from cutline.cli.runs import main
 from cutline.engine import folder, lines, tidy
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.events import Events
 from cutline.engine.journal import Journal
 from cutline.engine.lines import Tail, backwards
 from cutline.engine.runs import Run, find, lock_holder
-from cutline.errors import ConfigError, CutlineError
+from cutline.errors import ConfigError, CutlineError, DataError
 
 HOLD = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], os.O_RDWR), fcntl.LOCK_EX); print(flush=True); input()"
 
@@ -238,6 +239,49 @@ def test_half_of_a_run_folder_is_still_told_of(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(ConfigError):
             Run(path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "entry"),
+    [
+        ("training = 3\n", {}),
+        ("", {"time": "noon", "total": 100, "epochs": 5}),
+        ("", {"time": 1.0, "step": "one", "total": 100, "epochs": 5}),
+    ],
+)
+def test_one_damaged_run_does_not_hide_the_others(
+    settings: str, entry: dict[str, object], writer: Writer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer.start()
+    odd = Writer(writer.path.with_name("odd"))
+    if settings:
+        (odd.path / "config.toml").write_text(settings)
+    odd.start()
+    with (odd.path / "journal.jsonl").open("a") as file:
+        file.write(json.dumps({"kind": "training", **entry}) + "\n")
+    with folder.held(odd.path):  # at work, so that its speed is asked for
+        odd.step(20)
+        place = writer.path.parent
+        assert main([str(place)]) == 0
+        told = capsys.readouterr()
+        assert [line.split()[:2] for line in told.out.splitlines()[1:]] == [["one", "interrupted"], ["odd", "damaged"]]
+        assert f"{odd.path} is damaged" in told.err
+        assert main([str(place), "--format", "json"]) == 0
+        told = capsys.readouterr()
+        assert [run["state"] for run in json.loads(told.out)] == ["interrupted", "damaged"]
+        assert main(["verify", str(place)]) == 1
+        assert main(["clean", str(place)]) == 0
+        with pytest.raises(DataError, match="is damaged"):
+            main(["show", str(odd.path)])
+
+
+def test_a_number_of_checkpoints_that_is_none_keeps_nothing_by_it(writer: Writer) -> None:
+    (writer.path / "config.toml").write_text('[training]\nkeep = "x"\nkeep_every = "y"\n')
+    for step in (20, 40):
+        writer.validate(step, 5.0, best=step == 40)
+        writer.save(step)
+    run = Run(writer.path)
+    assert [run.kept_why(saved) for saved in run.saved] == ["newest, best", ""]
 
 
 def test_runs_are_found_one_folder_deep_and_links_are_not_counted(tmp_path: Path, writer: Writer) -> None:

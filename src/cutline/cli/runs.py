@@ -24,8 +24,8 @@ from cutline.cli.telling import (
     tell,
     when,
 )
-from cutline.console import duration
-from cutline.errors import ConfigError, CutlineError, nearest, require
+from cutline.console import duration, say
+from cutline.errors import ConfigError, CutlineError, DataError, nearest, require
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -88,21 +88,30 @@ def main(arguments: list[str]) -> int:
 
 def _list(arguments: list[str]) -> int:
     form = parse(List, arguments, verb="runs list")
-    runs = _runs(form.folder)
+    runs, damaged = _runs(form.folder)
     if form.format == "json":
-        print(json.dumps([run.to_dict() for run in runs], ensure_ascii=False, indent=1))
+        odd = [{"name": path.name, "path": str(path), "state": "damaged", "cause": why} for path, why in damaged]
+        print(json.dumps([*(run.to_dict() for run in runs), *odd], ensure_ascii=False, indent=1))
         return 0
-    if not runs:
+    if not runs and not damaged:
         print(f"no runs in {form.folder}; cutline train makes one")
         return 0
     table = new_table("name", "state", "step", "score", "saved", "active")
     for run in runs:
-        name = run.name if run.path == form.folder else str(run.path.relative_to(form.folder))
+        name = _name(run.path, form.folder)
         saved = age(run.now - run.saved[0].time) if run.saved else "–"
         active = "now" if run.state == "running" else age(run.now - run.active)
         add_row(table, name, coloured(run.state), steps(run), number(run.best), saved, active)
+    for path, _ in damaged:
+        add_row(table, _name(path, form.folder), coloured("damaged"), *"––––")
     new_console().print(table)
+    for _, why in damaged:
+        say(why)
     return 0
+
+
+def _name(run: Path, place: Path) -> str:
+    return run.resolve().name if run == place else str(run.relative_to(place))
 
 
 def _show(arguments: list[str]) -> int:
@@ -135,12 +144,13 @@ def _show(arguments: list[str]) -> int:
 
 def _verify(arguments: list[str]) -> int:
     form = parse(Verify, arguments, verb="runs verify")
-    runs = [run for path in form.runs for run in _some_runs(path)]
+    found = [_some_runs(path) for path in form.runs]
+    runs = [run for some, _ in found for run in some]
     from rich.text import Text
 
     from cutline.engine.tidy import verify
 
-    damaged, out = 0, new_console()
+    damaged, out = sum(count for _, count in found), new_console()
     for run in runs:
         out.print(Text(str(run.path), style="bold"), soft_wrap=True)
         table = new_table()
@@ -154,7 +164,7 @@ def _verify(arguments: list[str]) -> int:
 
 def _clean(arguments: list[str]) -> int:
     form = parse(Clean, arguments, verb="runs clean")
-    runs = _some_runs(form.folder)
+    runs, _ = _some_runs(form.folder)
     from rich.text import Text
 
     from cutline.engine import tidy
@@ -199,19 +209,30 @@ def open_run(path: Path) -> Run:
     return Run(path)
 
 
-def _runs(folder: Path) -> list[Run]:
+def _runs(folder: Path) -> tuple[list[Run], list[tuple[Path, str]]]:
+    """The runs of a folder; and the folders of those that are damaged, each with what is odd about it."""
     require("xxhash", "train", "looking at runs")
     from cutline.engine.runs import Run, find
 
     if not folder.is_dir() and folder != List.folder:  # where that is not there, nothing was trained yet
         raise ConfigError(f"there is no folder {folder}", expected="a folder that holds runs")
-    return [Run(path) for path in find(folder)]
+    runs, damaged = [], []
+    for path in find(folder):
+        try:
+            runs.append(Run(path))
+        except DataError as error:
+            damaged.append((path, error.what))
+    return runs, damaged
 
 
-def _some_runs(folder: Path) -> list[Run]:
-    if not (runs := _runs(folder)):
+def _some_runs(folder: Path) -> tuple[list[Run], int]:
+    """The runs of a folder, and how many are damaged, each of which is told of."""
+    runs, damaged = _runs(folder)
+    for _, why in damaged:
+        say(why)
+    if not runs and not damaged:
         raise ConfigError(f"there are no runs in {folder}", expected="a run folder, or a folder of them")
-    return runs
+    return runs, len(damaged)
 
 
 def _facts(run: Run) -> dict[str, Text]:

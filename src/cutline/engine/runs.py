@@ -19,7 +19,7 @@ from pathlib import Path
 from cutline.engine import folder, journal
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.lines import Entry, Tail, backwards
-from cutline.errors import ConfigError
+from cutline.errors import ConfigError, DataError
 
 SIGNS = ("config.toml", "run.json", "words.json", "events.jsonl", "journal.jsonl", "checkpoints")
 """What is in a run folder; one with two of them is a run, or what is left of it."""
@@ -181,17 +181,27 @@ class Run:
                 fix="cutline runs lists those that there are",
             )
         self.path, self.name = path, path.resolve().name
-        settings = _settings(path)
+        try:
+            self._look()
+        except Exception as error:  # anything may be written there: a number for a table, a word for a time
+            raise DataError(
+                f"{path} is damaged: what it says of itself makes no sense ({error})",
+                fix="look at its config.toml and journal.jsonl; its checkpoints may be sound",
+            ) from None
+
+    def _look(self) -> None:
+        settings = _settings(self.path)
         self._training = settings.get("training", {})
         self.metric = str(self._training.get("metric", "auto"))
         if self.metric == "auto":
             self.metric = "accuracy" if settings.get("task") == "classes" else "cider"
         self.ending = {"cider": "_cider", "bleu4": "_bleu_4"}.get(self.metric, self.metric)
         """What that score's name ends with in a validation; that of captions has the language before it."""
-        self._journal = Tail(path / journal.NAME)
+        self._journal = Tail(self.path / journal.NAME)
         self.history = History()
-        self.curve = Curve(path / "events.jsonl")
+        self.curve = Curve(self.path / "events.jsonl")
         self.refresh()
+        self.to_dict()  # so that all that is asked of it later makes sense
 
     def refresh(self) -> None:
         held = lock_holder(self.path)  # before the journal: who has let go of it has written its last entry
@@ -207,11 +217,11 @@ class Run:
 
     @property
     def total(self) -> int | None:
-        return self.history.plan.get("total")
+        return _whole(self.history.plan.get("total"))
 
     @property
     def epochs(self) -> int | None:
-        return self.history.plan.get("epochs")
+        return _whole(self.history.plan.get("epochs"))
 
     @property
     def epoch(self) -> int | None:
@@ -277,8 +287,7 @@ class Run:
     @property
     def keep_every(self) -> int:
         """A checkpoint of each so many steps is kept; of none where this is 0."""
-        every = self._training.get("keep_every", 0)
-        return every if isinstance(every, int) else 0
+        return _whole(self._training.get("keep_every")) or 0
 
     def checkpoints(self) -> Checkpoints:
         return Checkpoints(self.path, folder.identity(self.path))
@@ -287,7 +296,7 @@ class Run:
         best = self.curve.best.get("step")
         reasons = ["newest"] if saved == self.saved[0] else []
         reasons += ["best"] if saved == next((each for each in self.saved if each.step == best), None) else []
-        keep, every = self._training.get("keep", 2), self.keep_every
+        keep, every = _whole(self._training.get("keep", 2)) or 0, self.keep_every
         if not reasons and self.saved.index(saved) < keep:
             reasons = [f"among the {keep} newest"]
         if not reasons and every:
@@ -319,6 +328,10 @@ class Run:
         if (self.path / "bundle" / "bundle.json").exists():  # its journal is lost
             return "finished"
         return "interrupted" if self.curve.step else "new"
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) else None
 
 
 def size_of(path: Path) -> int:
