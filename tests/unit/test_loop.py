@@ -73,6 +73,20 @@ def test_what_is_computed_again_is_noted_once(config: Config, encoder: str) -> N
         assert torch.equal(one, other)
 
 
+def test_a_language_that_is_not_validated_is_named(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = replace(config, data=replace(config.data, languages=("en", "de")))
+    whole = run.read(config, quiet=True)
+    run.prepare(config)
+    assert "to validate on:" not in capsys.readouterr().err
+    english = [replace(s, captions={"en": s.captions["en"]}) if s.split == "val" else s for s in whole.samples]
+    monkeypatch.setattr(run, "read", lambda config, quiet: replace(whole, samples=tuple(english)))
+    run.prepare(config)
+    told = capsys.readouterr().err
+    assert told.count("no captions in de to validate on: the score is of the other languages") == 1
+
+
 def test_gradients_are_clipped(config: Config) -> None:
     total = torch.stack([g.square().sum() for g in gradients(trainer_of(config, clip=0.01), 1)]).sum().sqrt()
     assert total == pytest.approx(0.01, rel=0.01)

@@ -101,7 +101,7 @@ def prepare(
     whole, begin = (config, _nothing) if begun else _with_vectors(config, known, quiet)
     config = whole.stage(stage)
     say(f"data: {corpus.source}: {len(learn)} pictures to learn from, {len(judge)} to validate on", quiet=quiet)
-    _tell(config, known, texts, learn, quiet)
+    _tell(config, known, texts, learn, judge, quiet)
     torch.manual_seed(config.seed)
     model = build(config, known, bare=begun)
     if begun and weights.is_frozen(model.encoder) and not start:  # an encoder that the run has not kept
@@ -143,11 +143,20 @@ def _pictures(config: Config, corpus: Corpus, languages: Sequence[str]) -> tuple
     return learn, judge
 
 
-def _tell(config: Config, known: Known, texts: Mapping[str, Sequence[str]], learn: list[Sample], quiet: bool) -> None:
+def _tell(
+    config: Config,
+    known: Known,
+    texts: Mapping[str, Sequence[str]],
+    learn: list[Sample],
+    judge: list[Sample],
+    quiet: bool,
+) -> None:
     """What of the data a person may want to know before it is learned."""
     if known.words:
         unknown = ", ".join(f"{known.words.unknown_share(each):.1%} in {lang}" for lang, each in texts.items())
         say(f"words: {len(known.words.pieces)}; not among them: {unknown}", quiet=quiet)
+    if unjudged := [lang for lang in texts if not any(sample.captions.get(lang) for sample in judge)]:
+        say(f"no captions in {', '.join(unjudged)} to validate on: the score is of the other languages", quiet=quiet)
     if config.pictures.augment_flip and (odd := [lang for lang in texts if not mirror.can_mirror(lang)]):
         say(f"pictures with captions in {', '.join(odd)} are not mirrored: left and right are not known", quiet=quiet)
     if known.classes and (spread := balance(count_labels(learn))):
