@@ -14,6 +14,8 @@ import safetensors.numpy
 from tests.crash.lives import newest_event
 from tests.crash.starts import SETTINGS, STEPS, Start, differences
 
+from cutline.engine.runs import Run
+
 IN_TIME = 10
 """Seconds in which a run that is told to stop has saved and ended."""
 
@@ -141,6 +143,22 @@ def test_told_to_stop_it_saves_and_ends(
     assert start.checkpoints().latest().step == stopped
     assert f"stopped at step {stopped}" in start.told
     assert "Traceback" not in start.told
+
+
+@pytest.mark.slow
+def test_told_to_stop_while_the_bundle_is_made(tmp_path: Path, scenes_folder: Path) -> None:
+    start = Start(tmp_path, SETTINGS.replace("epochs = 8", "epochs = 1"), scenes_folder)
+    start.until(lambda: "exporting the bundle" in start.told)
+    start.process.terminate()
+    assert start.end() == 128 + signal.SIGTERM
+    assert [(entry["step"], entry["why"]) for entry in start.journal("stopped")] == [(12, "SIGTERM")]
+    assert Run(start.run).state == "stopped"
+    assert start.journal("finished") == []
+
+    again = Start(tmp_path, SETTINGS.replace("epochs = 8", "epochs = 1"), scenes_folder)
+    assert again.end() == 0, again.told
+    assert Run(again.run).state == "finished"
+    assert (again.run / "bundle" / "bundle.json").exists()
 
 
 @pytest.mark.slow

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from cutline.cli import finish_classes
@@ -28,7 +30,7 @@ from cutline.engine.ranks import Ranks, joined
 from cutline.engine.resume import resume
 from cutline.engine.runtime import keep_memory
 from cutline.engine.trainer import Progress, Trainer
-from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched
+from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched, stop_signals
 from cutline.errors import ConfigError, CutlineError
 
 
@@ -93,11 +95,29 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     if ranks.first:
         assert at
         assert corpus
-        judged = [] if given.no_bundle else _finish(config, corpus, path, given.quiet)
+        with _stop_noted(path, at.step):
+            judged = [] if given.no_bundle else _finish(config, corpus, path, given.quiet)
         Journal(path).write("finished", step=at.step, peak_memory=peak or None)
         for scores in judged if not given.quiet else ():
             show(scores)
         print(path, flush=True)
+
+
+@contextlib.contextmanager
+def _stop_noted(path: Path, step: int) -> Iterator[None]:
+    """All is learned and saved: told to stop meanwhile, end at once, but leave word that it was no accident."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        Journal(path).write("stopped", step=step, why=signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    kept = {number: signal.signal(number, note) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 def _finish(config: Config, corpus: Corpus, path: Path, quiet: bool) -> list[Mapping[str, Judgement]]:
