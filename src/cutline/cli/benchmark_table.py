@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
+from cutline import durable
 from cutline.cli.grid_table import Column, columns_as_markdown, show_columns
 from cutline.cli.telling import count, size
 from cutline.console import duration
@@ -53,7 +54,8 @@ def show(planned: Grid, rows: Sequence[Row]) -> None:
 
 
 def write(planned: Grid, rows: Sequence[Row]) -> None:
-    grid.put(planned.out / "table.md", columns_as_markdown(planned.heading, *_table(planned, rows)))
+    text = columns_as_markdown(planned.heading, *_table(planned, rows))
+    durable.put(planned.out / "table.md", text.encode())
     told = [
         {
             "name": row.name,
