@@ -18,6 +18,7 @@ from cutline.errors import require
 from cutline.evaluation.classes import interval, wilson
 
 _UNKNOWN = "–"
+_MARKS = "osD^v"
 _COSTS = {"parameters": "parameters", "multiply_adds": "multiply-adds for a picture", "picture_seconds": "ms a picture"}
 
 
@@ -156,21 +157,24 @@ def _notes(planned: Grid, rows: Sequence[Row]) -> list[str]:
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Accuracy against what it costs, in three ways; the bars are where it lies 19 times in 20."""
     figures = require("matplotlib.figure", "train", "the plot of a benchmark")
-    done = [row for row in rows if row.results]
-    figure = figures.Figure(figsize=(15, 5.5), layout="constrained")
+    done = sorted((row for row in rows if row.results), key=lambda row: -(row.score("accuracy") or 0.0))
+    figure = figures.Figure(figsize=(16, 5), layout="constrained")
     for axes, (name, heading) in zip(figure.subplots(1, 3, sharey=True), _COSTS.items(), strict=True):
-        for row in done:
+        for place, row in enumerate(done):
             mean, bounds, cost = row.score("accuracy"), row.bounds, row.cost(name)
             if mean is None or bounds is None or not cost:
                 continue
             across = 1000 * cost if name == "picture_seconds" else cost
             ends = [[max(mean - bounds[0], 0.0)], [max(bounds[1] - mean, 0.0)]]
-            axes.errorbar(across, mean, yerr=ends, fmt="o", capsize=3)
-            axes.annotate(row.name, (across, mean), (6, 4), textcoords="offset points", fontsize=8)
+            look = {"color": f"C{place % 10}", "marker": _MARKS[place // 10 % len(_MARKS)]}
+            axes.errorbar(across, mean, yerr=ends, capsize=3, linestyle="none", label=row.name, **look)
         axes.set(xscale="log", xlabel=heading)
-        axes.margins(x=0.25)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("accuracy (validation)")
+    # Names beside their points would lie over one another: what is alike costs about the same.
+    told = {name: point for axes in figure.axes for point, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if told:
+        figure.legend(told.values(), told.keys(), loc="outside right center", fontsize=9)
     draft = path.with_name(f".{path.name}.draft")
     figure.savefig(draft, format="png", dpi=120)
     draft.replace(path)
