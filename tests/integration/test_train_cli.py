@@ -88,6 +88,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been_stopped(
     assert (stopped / "events.jsonl").read_bytes() == (whole / "events.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_picture_damaged_meanwhile_is_in_no_score_and_ends_nothing(
     tmp_path: Path, tiny_run: Path, tiny_config: Path, run_cutline: Run
 ) -> None:

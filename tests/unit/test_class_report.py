@@ -250,7 +250,10 @@ def test_filters_maps_and_features(pictures: list[Path]) -> None:
     assert inside.features([]).shape == (0, 0)
 
 
-@pytest.mark.parametrize(("name", "looks"), [("vit_tiny_patch16_224", False), ("resnet10t", True), ("vgg11", True)])
+@pytest.mark.parametrize(
+    ("name", "looks"),
+    [("vit_tiny_patch16_224", False), ("resnet10t", True), pytest.param("vgg11", True, marks=pytest.mark.slow)],
+)
 def test_patches_that_become_a_list_are_no_grid(name: str, looks: bool, pictures: list[Path]) -> None:
     """The last grid of a vision transformer is of its patches as they come in, before it has thought of them at all."""
     model = Small(3)

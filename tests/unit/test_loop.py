@@ -141,7 +141,7 @@ def test_the_average_is_what_is_loaded(config: Config) -> None:
     assert any(not torch.equal(loaded[name], raw[name]) for name in trainer.average.mean)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp16", marks=pytest.mark.slow)])  # no CPU is fast in it
 def test_lower_precision_learns_as_well(config: Config, precision: str) -> None:
     trainer = trainer_of(config, precision=precision)
     batches = list(trainer.batches.iterate(0, 0, 0))

@@ -198,7 +198,7 @@ def test_an_average_may_begin_later(config: Config, monkeypatch: pytest.MonkeyPa
     assert "average.safetensors" in other.checkpoints.latest().files
 
 
-@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), ("fp16", "fp32")])
+@pytest.mark.parametrize(("before", "after"), [("fp32", "fp16"), pytest.param("fp16", "fp32", marks=pytest.mark.slow)])
 def test_the_precision_may_change(before: str, after: str, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     first = begin(changed(config, precision=before))
     stop_after(3, first, monkeypatch)
