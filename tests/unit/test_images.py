@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from cutline.data.images import Limits, Transform, as_rgb, find_pictures, open_picture
+from cutline.data.images import Limits, Transform, as_rgb, find_pictures, open_picture, readable
 from cutline.errors import DataError
 
 RED, GREEN, BLUE, WHITE = (254, 0, 0), (0, 255, 1), (0, 0, 254), (255, 255, 255)
@@ -402,3 +402,12 @@ def test_a_folder_that_may_not_be_looked_into_stands_for_its_pictures(
 
     monkeypatch.setattr(os, "scandir", closed)
     assert find_pictures(str(tmp_path)) == [tmp_path / "a" / "1.png", tmp_path / "lost+found"]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+def test_readable_are_those_that_can_be_decoded_to_their_end(format: str, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8)
+    whole, cut, gone = (tmp_path / name for name in ("whole", "cut", "gone"))
+    Image.fromarray(noise).save(whole, format)
+    cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
+    assert list(readable([gone, cut, whole])) == [whole]

@@ -16,7 +16,7 @@ from cutline.engine import choose, journal, run, weights
 from cutline.engine.loop import train
 from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
-from cutline.engine.trainer import Trainer
+from cutline.engine.trainer import Progress, Trainer
 from cutline.errors import ConfigError, ModelError
 from cutline.models.attention import coverage_penalty
 
@@ -233,14 +233,20 @@ def test_a_step_without_a_picture_that_can_be_read_is_told_as_that(
     assert (at.step, at.skipped, at.trouble) == (trainer.steps_per_epoch, 0, 0)
 
 
-def test_a_stage_goes_back_to_nothing_of_another_stage(config: Config) -> None:
-    """Its last checkpoint would be sound, but of other settings: taken up, this stage would be at its end at once."""
+def second_stage(config: Config) -> tuple[Trainer, Progress]:
+    """A run at the beginning of its second stage, and where it is then."""
     staged = replace(config, stages=({"training": {"epochs": 1}}, {"training": {"epochs": 2, "bad_steps": 1}}))
     prepared = run.prepare(staged, quiet=True)
     path = run.create(prepared)
     at = train(run.trainer(prepared, path), quiet=True)
     later = run.trainer(run.prepare(staged, known=prepared.known, stage=1, quiet=True), path)
     later.begin_stage(at)
+    return later, at
+
+
+def test_a_stage_goes_back_to_nothing_of_another_stage(config: Config) -> None:
+    """Its last checkpoint would be sound, but of other settings: taken up, this stage would be at its end at once."""
+    later, at = second_stage(config)
     with torch.no_grad():
         later.task.model.decoder.vocabulary.bias[5] = float("nan")
     with pytest.raises(ModelError, match=f"in 2 steps up to step {at.step + 2}, from the beginning of stage 2 on"):
@@ -248,12 +254,7 @@ def test_a_stage_goes_back_to_nothing_of_another_stage(config: Config) -> None:
 
 
 def test_a_stage_goes_back_to_its_own_checkpoint(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    staged = replace(config, stages=({"training": {"epochs": 1}}, {"training": {"epochs": 2, "bad_steps": 1}}))
-    prepared = run.prepare(staged, quiet=True)
-    path = run.create(prepared)
-    at = train(run.trainer(prepared, path), quiet=True)
-    later = run.trainer(run.prepare(staged, known=prepared.known, stage=1, quiet=True), path)
-    later.begin_stage(at)
+    later, at = second_stage(config)
     plain, bad = later.task.loss, iter([False] * later.steps_per_epoch + [True] * 2)
     monkeypatch.setattr(later.task, "loss", lambda *given: _made_nan(plain(*given), next(bad, False)))
     ended = train(later, quiet=True)

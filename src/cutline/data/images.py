@@ -225,7 +225,7 @@ def readable(images: Iterable[Path]) -> Iterator[Path]:
     """Those that can be opened and decoded."""
     for image in images:
         with contextlib.suppress(DataError):
-            open_picture(image)
+            open_picture(image, at_least=1)  # JPEG is decoded small, which is quick and reads all of it
             yield image
 
 

@@ -49,7 +49,7 @@ def judge(
     captions: dict[str, Any] = {}
     unreadable: dict[str, str] = {}
 
-    def say(part: Sequence[Sample]) -> None:
+    def answer(part: Sequence[Sample]) -> None:
         try:
             made = caption([sample.image for sample in part])
         except DataError as error:  # of one of them
@@ -57,12 +57,12 @@ def judge(
                 unreadable[part[0].id] = error.what
             else:
                 for sample in part:
-                    say([sample])
+                    answer([sample])
         else:
             captions.update({sample.id: each for sample, each in zip(part, made, strict=True)})
 
     for start in range(0, len(there), batch):
-        say(there[start : start + batch])
+        answer(there[start : start + batch])
         advance(len(there[start : start + batch]))
     if not captions:
         raise DataError(f"none of the {len(there)} pictures can be read: {next(iter(unreadable.values()))}")
