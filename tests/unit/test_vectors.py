@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import struct
 from pathlib import Path
@@ -36,6 +37,9 @@ FORMS = {
     "word2vec text, spaces at the ends": text(WORDS, header=True).replace(b"\n", b" \r\n"),
     "word2vec binary": binary(WORDS),
     "word2vec binary, no line ends": binary(WORDS, b""),
+    "glove, after a mark of its encoding": codecs.BOM_UTF8 + text(WORDS),
+    "word2vec text, after a mark of its encoding": codecs.BOM_UTF8 + text(WORDS, header=True),
+    "glove, gzipped, after a mark of its encoding": gzip.compress(codecs.BOM_UTF8 + text(WORDS), mtime=0),
     "glove, gzipped": gzip.compress(text(WORDS), mtime=0),
     "word2vec binary, gzipped": gzip.compress(binary(WORDS), mtime=0),
 }

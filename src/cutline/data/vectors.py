@@ -5,6 +5,7 @@ The files are large and a vocabulary is small, so they are read line by line and
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence, Set
@@ -85,7 +86,10 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw
+            file = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if packed else raw
+            if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:  # some editors begin a file with that mark
+                file.seek(0)
+            yield file
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read word vectors from {path}: {reason}") from None
@@ -93,6 +97,7 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
 
 def _form(path: Path, file: IO[bytes]) -> _Form:
     """Look at the first lines, and leave `file` where the words begin."""
+    begin = file.tell()
     first = _line(path, file, 1)
     fields = first.split()
     if len(fields) == 2 and all(field.isdigit() for field in fields):
@@ -105,7 +110,7 @@ def _form(path: Path, file: IO[bytes]) -> _Form:
         return _Form(width, count, binary=not _is_text(second, width))
     if len(fields) < 2 or not _is_text(first, len(fields) - 1):
         raise DataError(f"{path}:1: not word vectors", expected=_HEADER)
-    file.seek(0)
+    file.seek(begin)
     return _Form(len(fields) - 1, None, binary=False)
 
 
