@@ -34,17 +34,10 @@ class Captioner(nn.Module):
             return features
         return Features(*(part.float() for part in inputs))
 
-    def forward(
-        self,
-        inputs: Tensors,
-        tokens: Tensor,
-        *,
-        sampling: float = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensors, tokens: Tensor, *, sampling: float = 0.0) -> tuple[Tensor, Tensor]:
         """Tokens (B,N,T), from the begin token on, to scores of the next ones (B,N,T,V) and attention (B,N,T,R)."""
         features = self.features(inputs)
-        tokens = self._given(features, tokens, sampling, generator)
+        tokens = self._given(features, tokens, sampling)
         logits, attention = self.decoder(features.grid, features.pooled, tokens)
         return logits, attention
 
@@ -55,14 +48,13 @@ class Captioner(nn.Module):
         *,
         smoothing: float = 0.0,
         sampling: float = 0.0,
-        generator: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed cross entropy in nats of captions (B,N,T+1), begin token to end token, and attention (B,N,T,R).
 
         The same as from `forward`, but the scores of all words are never held at once, and padding costs nothing.
         """
         features = self.features(inputs)
-        tokens = self._given(features, captions[..., :-1], sampling, generator)
+        tokens = self._given(features, captions[..., :-1], sampling)
         outputs, attention = self.decoder.outputs(features.grid, features.pooled, tokens)
         return self.decoder.vocabulary.cross_entropy(outputs, captions[..., 1:], smoothing), attention
 
@@ -89,7 +81,7 @@ class Captioner(nn.Module):
             weights = judged.result().to(outputs.device)[..., None].expand_as(tokens[..., 1:])
         return self.decoder.vocabulary.cross_entropy(outputs, tokens[..., 1:], weights=weights)
 
-    def _given(self, features: Features, tokens: Tensor, sampling: float, generator: torch.Generator | None) -> Tensor:
+    def _given(self, features: Features, tokens: Tensor, sampling: float) -> Tensor:
         """Scheduled sampling in two parallel passes: guess every word from the given ones, then learn from a mixture.
 
         Guessing word by word would undo all that the decoders gain from seeing the whole sentence at once.
@@ -99,7 +91,7 @@ class Captioner(nn.Module):
         with torch.no_grad():
             logits, _ = self.decoder(features.grid, features.pooled, tokens[..., :-1])
         old = tokens[..., 1:]
-        chosen = torch.rand(old.shape, generator=generator).to(old.device) < sampling
+        chosen = torch.rand(old.shape).to(old.device) < sampling
         guesses = logits[..., PAD + 1 :].argmax(-1) + PAD + 1  # padding is no word
         mixed = torch.where(chosen & (old != PAD), guesses, old)
         return torch.cat([tokens[..., :1], mixed], -1)
