@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -161,12 +163,23 @@ def test_told_to_stop_while_the_bundle_is_made(tmp_path: Path, scenes_folder: Pa
     assert (again.run / "bundle" / "bundle.json").exists()
 
 
+@contextlib.contextmanager
+def hang_ups(handler: signal.Handlers) -> Iterator[None]:
+    """What processes that are started meanwhile do at first when their terminal is closed."""
+    kept = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, kept)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_when_its_terminal_is_closed_it_saves_and_goes_on_later(
     workers: int, tmp_path: Path, scenes_folder: Path, whole: Path
 ) -> None:
-    start = Start(tmp_path, SETTINGS, scenes_folder, "--workers", workers)
+    with hang_ups(signal.SIG_DFL):  # also where this test itself runs under nohup
+        start = Start(tmp_path, SETTINGS, scenes_folder, "--workers", workers)
     start.until_step(10)
     start.process.send_signal(signal.SIGHUP)
     assert start.end() == 128 + signal.SIGHUP
@@ -183,11 +196,8 @@ def test_when_its_terminal_is_closed_it_saves_and_goes_on_later(
 
 @pytest.mark.slow
 def test_under_nohup_it_learns_on(tmp_path: Path, scenes_folder: Path, whole: Path) -> None:
-    kept = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # all that nohup does, and what processes inherit
-    try:
+    with hang_ups(signal.SIG_IGN):  # all that nohup does
         start = Start(tmp_path, SETTINGS, scenes_folder)
-    finally:
-        signal.signal(signal.SIGHUP, kept)
     start.until_step(10)
     (worker,) = start.workers()
     start.process.send_signal(signal.SIGHUP)
