@@ -61,6 +61,19 @@ def test_it_is_a_ridge_regression_on_the_mean_of_the_captions_vectors() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def test_of_captions_as_good_the_one_of_rarer_words_is_better() -> None:
+    """By as much as its words are rarer than what every 55th picture has; what nobody can guess brings nothing."""
+    seen, _, captions = pictures(2000, seed=0)
+    for place in range(8):
+        captions[place] = [(*caption, 40) for caption in captions[place]]
+    captions[8] = [(*caption, 41) for caption in captions[8]]
+    opinion = fit(seen, {"en": captions}).opinions()["en"]
+    alike = seen.mean(0, keepdims=True)  # of which nothing is guessed
+    found = opinion(alike, [[(5, 10), (5, 40), (40,), (5, 41), (5, 10, 6, 40)]])
+    rarer = math.log(2000 / 8) - consensus.COMMON
+    np.testing.assert_allclose(found, [[0, rarer / 2, rarer, 0, rarer / 4]], atol=2e-3)
+
+
 @pytest.mark.parametrize(("ranks", "smaller"), [(256, False), (2, False), (256, True)])
 def test_it_knows_what_is_said_of_pictures_it_has_not_seen(
     ranks: int, smaller: bool, monkeypatch: pytest.MonkeyPatch
