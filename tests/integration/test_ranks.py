@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from cutline.engine import runs
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 TOLERANCE = 1e-4
@@ -117,3 +119,6 @@ def test_torchrun_does_as_well(
     run = Path(done.stdout.splitlines()[-1])
     expected = {1: one, 2: two}[processes]
     assert (run / "events.jsonl").read_bytes() == (expected / "events.jsonl").read_bytes()
+    seen = runs.Run(run)
+    assert (seen.state, seen.history.starts) == ("finished", 1)
+    assert seen.spent > 0

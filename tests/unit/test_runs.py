@@ -140,19 +140,22 @@ def test_the_state_is_what_the_journal_says_last(writer: Writer) -> None:
     assert (run.history.starts, run.history.restarts) == (3, 1)
 
 
-def test_it_runs_while_its_lock_is_held_whatever_the_journal_says(writer: Writer) -> None:
+@pytest.mark.parametrize("lock", ["lock", "worker.lock"])
+def test_it_runs_while_its_lock_is_held_whatever_the_journal_says(writer: Writer, lock: str) -> None:
+    """The supervisor's or, under torchrun, where there is none, the first process's."""
     writer.journal.write("started", pid=1)
     writer.journal.write("finished", step=9)
-    command = [sys.executable, "-c", HOLD, str(writer.path / "lock")]
+    (writer.path / lock).touch()
+    command = [sys.executable, "-c", HOLD, str(writer.path / lock)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        assert lock_holder(writer.path) is True
+        assert lock_holder(writer.path, lock) is True
         assert Run(writer.path).state == "running"
         with pytest.raises(CutlineError, match="is in use"), tidy.held(writer.path):
             pass
         holder.kill()
-    assert lock_holder(writer.path) is False
+    assert lock_holder(writer.path, lock) is False
     assert Run(writer.path).state == "finished"
     with folder.held(writer.path):  # asking has left nothing held
         pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -72,6 +73,8 @@ def _owned(given: Any, config: Config, ranks: Ranks) -> Iterator[Path]:
         path = given.resume or (None if given.new else folder.unfinished(config)) or folder.make(config)
     # Processes that have outlived their supervisor are still saving: wait for them.
     with folder.held(path, folder.WORKERS_LOCK, patience=30):
+        if RUN not in os.environ:  # else the supervisor has
+            Journal(path).write("started", pid=os.getpid(), host=socket.gethostname(), processes=ranks.world)
         ranks.told(str(path))
         yield path
 

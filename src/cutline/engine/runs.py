@@ -66,6 +66,12 @@ def lock_holder(run: Path, name: str = folder.LOCK) -> bool | None:
     return False
 
 
+def held(run: Path) -> bool | None:
+    """Whether anybody works on a run: its supervisor, or a process that has outlived that or never had one."""
+    answers = {lock_holder(run, name) for name in (folder.LOCK, folder.WORKERS_LOCK)}
+    return True if True in answers else None if None in answers else False
+
+
 @dataclass
 class History:
     """What the journal says, added up entry by entry."""
@@ -204,7 +210,7 @@ class Run:
         self.to_dict()  # so that all that is asked of it later makes sense
 
     def refresh(self) -> None:
-        held = lock_holder(self.path)  # before the journal: who has let go of it has written its last entry
+        worked_on = held(self.path)  # before the journal: who has let go of it has written its last entry
         added = self._journal.added()
         if added is None:
             self.history, added = History(), self._journal.added()
@@ -212,7 +218,7 @@ class Run:
             self.history.add(entry)
         self.curve.refresh()
         self.now = time.time()
-        self.state = self._state(held)
+        self.state = self._state(worked_on)
         self.saved = _saved(self.path)
 
     @property
