@@ -53,6 +53,12 @@ class Answer(BaseHTTPRequestHandler):
             self.server.let_go.wait()
             return
         self.send_response(answer)
+        if answer == 302:
+            self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_response(200)
         self.end_headers()
 
     def log_message(self, *arguments: Any) -> None:
@@ -173,6 +179,17 @@ def test_failing_delivery_is_noted_once_until_it_works_again(
     assert "a-secret" not in (tmp_path / journals.NAME).read_text()
 
 
+def test_an_address_that_has_moved_is_noted(tmp_path: Path, webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A browser would ask for the new address, and all would seem well; but the alert would not get there."""
+    monkeypatch.setattr(module, "PAUSES", ())
+    webhook.answers = [302]
+    told = alerts(tmp_path, webhook=webhook.address)
+    told("disk", "the disk is full", "make room")
+    told.close(PATIENT)
+    (noted,) = entries(tmp_path, "alert_undelivered")
+    assert "302" in noted["why"]
+
+
 def test_nobody_at_the_address_is_noted(tmp_path: Path, webhook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSES", ())
     webhook.socket.close()  # the port is ours no longer
@@ -269,7 +286,13 @@ def test_no_run_ends_because_its_terminal_has_gone(tmp_path: Path, monkeypatch: 
     assert len(entries(tmp_path, "alert")) == 1
 
 
-@pytest.mark.parametrize("address", ["file:///etc/a-secret", "a-secret.example", "https://", "http://[a-secret"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///etc/a-secret", "a-secret.example", "https://", "http://[a-secret", "https://me:a-secret@example.org",
+        "https://example.org/a secret", "https://example.org/ä-secret", "https://example.org:secret/",
+    ],
+)  # fmt: skip
 def test_an_address_that_cannot_be_posted_to_is_refused_and_not_shown(tmp_path: Path, address: str) -> None:
     with pytest.raises(ConfigError, match=r"health\.webhook") as caught:
         alerts(tmp_path, webhook=address)

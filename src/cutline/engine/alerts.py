@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
+from typing import Any
 from urllib.parse import urlsplit
 
 from cutline.config import HealthConfig
@@ -127,18 +128,18 @@ class _Courier:
 
 
 def _webhook(address: str) -> Callable[[bytes], None]:
-    try:
-        parts = urlsplit(address)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname)
-    except ValueError:
-        usable = False
-    if not usable:  # and not shown, here or in the journal: an address often holds a secret
-        raise ConfigError("'health.webhook' is not an address to post to", expected="https://… or http://…")
+    if not _can_be_posted_to(address):  # and not shown, here or in the journal: an address often holds a secret
+        raise ConfigError(
+            "'health.webhook' is not an address to post to",
+            expected="https://… or http://…, with no name and password in it, and %20 for a space",
+            fix="correct it in the config file; what needs more than a post is for 'health.command', curl for instance",
+        )
+    opener = urllib.request.build_opener(_Unmoved)
 
     def post(message: bytes) -> None:
         headers = {"Content-Type": "application/json", "User-Agent": "cutline"}
         request = urllib.request.Request(address, message, headers)
-        with urllib.request.urlopen(request, timeout=WEBHOOK_SECONDS):
+        with opener.open(request, timeout=WEBHOOK_SECONDS):
             pass
 
     def deliver(message: bytes) -> None:
@@ -150,6 +151,24 @@ def _webhook(address: str) -> Callable[[bytes], None]:
         return post(message)
 
     return deliver
+
+
+def _can_be_posted_to(address: str) -> bool:
+    """What could not would be quoted in the error of the first alert, and that is too late."""
+    try:
+        parts = urlsplit(address)
+        named = bool(parts.hostname) and parts.port != 0  # which also asks whether it is a number
+    except ValueError:
+        return False
+    plain = address.isascii() and address.isprintable() and " " not in address
+    return parts.scheme in ("http", "https") and named and parts.username is None and plain
+
+
+class _Unmoved(urllib.request.HTTPRedirectHandler):
+    """Where an address has moved, posting fails: to the new one it would be sent as a GET, without the alert."""
+
+    def redirect_request(self, *asked: Any) -> None:
+        return None
 
 
 def _command(line: str) -> Callable[[bytes], None]:
