@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -68,6 +69,24 @@ def test_fish_and_zsh_get_the_same_words() -> None:
     assert "complete -c cutline -n __fish_use_subcommand -a caption" in script("fish")
     assert "-l check-pictures" in script("fish")
     assert script("zsh").endswith(script("bash"))
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_takes_its_script(shell: str, tmp_path: Path) -> None:
+    """Told in a shell that has nothing set up; where there is none, at least the quotes come in pairs."""
+    text = script(shell)
+    assert all(
+        line.replace("\\'", "").count("'") % 2 == 0 for line in text.splitlines() if line.startswith("complete ")
+    )
+    if not shutil.which(shell):
+        return
+    (tmp_path / "script").write_text(text)
+    plain = {"bash": ["--norc"], "zsh": ["-f"], "fish": ["--no-config"]}[shell]
+    done = subprocess.run(
+        [shell, *plain, "-c", f"source {tmp_path}/script"], capture_output=True, text=True,
+        env=os.environ | {"HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_doctor_tells_what_is_there(run_cutline: Run) -> None:

@@ -32,11 +32,22 @@ _cutline() {
 }
 complete -o filenames -F _cutline cutline
 """
+ZSH = """\
+(( $+functions[compdef] )) || { autoload -U compinit && compinit }
+autoload -U +X bashcompinit && bashcompinit
+"""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """Print a completion script. For bash: cutline completion bash >> ~/.bash_completion"""
+    """Print a completion script.
+
+    For bash: cutline completion bash >> ~/.bash_completion
+
+    For zsh: cutline completion zsh >> ~/.zshrc
+
+    For fish: cutline completion fish > ~/.config/fish/completions/cutline.fish
+    """
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
     """Which shell."""
@@ -58,11 +69,12 @@ def script(shell: str) -> str:
         ),
         "verbs": "\n".join(f'      "{verb}") words="{" ".join(names)}" ;;' for verb, names in words.items()),
     }
-    return f"autoload -U +X bashcompinit && bashcompinit\n{text}" if shell == "zsh" else text
+    return ZSH + text if shell == "zsh" else text
 
 
 def _fish(words: dict[str, list[str]], deeper: dict[tuple[str, str], list[str]]) -> str:
-    lines = [f"complete -c cutline -n __fish_use_subcommand -a {verb} -d '{VERBS[verb][1]}'" for verb in VERBS]
+    about = {verb: line.replace("'", r"\'") for verb, (_, line) in VERBS.items()}
+    lines = [f"complete -c cutline -n __fish_use_subcommand -a {verb} -d '{about[verb]}'" for verb in VERBS]
     everything = {(verb,): names for verb, names in words.items() if verb} | deeper
     for place, names in everything.items():
         seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in place)
