@@ -455,10 +455,19 @@ def _check(value: Any, kind: Any, name: str) -> Any:
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(_within(value, name))
     elif type(value) is kind:
-        return _within(value, name) if kind is int else value
+        return _within(value, name) if kind is int else _written(value, name) if kind is str else value
     words = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     other = "a table of settings" if origin is dict else "a list"
     raise ConfigError(f"'{name}' is {value!r}", expected=words.get(kind, other))
+
+
+def _written(value: str, name: str) -> str:
+    """What a run's files can hold: a shell passes on any bytes as the name of a folder."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"'{name}' is {value!a}", expected="text in UTF-8", fix="rename what it names") from None
+    return value
 
 
 def _within(value: float, name: str) -> float:

@@ -68,6 +68,12 @@ def test_what_is_wrong_is_named(text: str, says: str, tmp_path: Path) -> None:
     assert str(file) in str(caught.value)
 
 
+def test_a_name_that_no_file_of_a_run_could_hold_is_refused() -> None:
+    """As a shell passes on that of a folder whose letters are of an older encoding."""
+    with pytest.raises(ConfigError, match=r"'data.path' is 'caf\\udce9'"):
+        config.from_dict({"data": {"path": "caf\udce9"}})
+
+
 def test_captions_that_are_compared_are_several() -> None:
     with pytest.raises(ConfigError, match=r"with training\.captions = 1 .* nothing is learned"):
         config.from_dict({"training": {"objective": "self_critical"}})

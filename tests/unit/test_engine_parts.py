@@ -14,7 +14,7 @@ import torch
 from cutline import config as configuration
 from cutline import cpus
 from cutline.config import TrainingConfig
-from cutline.engine import events, folder, run, runtime
+from cutline.engine import events, folder, journal, run, runtime
 from cutline.engine.average import Average
 from cutline.engine.known import Known
 from cutline.engine.runtime import Precision, choose_device, choose_precision, readers, reseed
@@ -104,6 +104,17 @@ def test_events_are_appended_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
     log.write("step", 2, loss=1.0)
     log.close()
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [2.5, 1.0]
+
+
+def test_a_line_of_a_log_ends_only_where_it_was_ended(tmp_path: Path) -> None:
+    """The name of a picture may hold what ends a line of text, in Unicode's view; and that of a folder any bytes."""
+    log, names = events.Events(tmp_path / "events.jsonl"), ["a\u2028b.png", "c\x85d.png"]
+    log.write("unreadable", 1, pictures=names)
+    log.close()
+    assert [event["pictures"] for event in events.read(log.path)] == [names]
+    told = journal.Journal(tmp_path)
+    assert told.write("save_failed", why="no room in caf\udce9")
+    assert [entry["why"] for entry in journal.read(tmp_path)] == ["no room in caf\udce9"]
 
 
 def test_tensorboard_shows_every_figure(tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ class Events:
 
 def read(path: Path) -> list[dict[str, Any]]:
     """All whole events; a last line cut short by a crash is left out."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
+    return [json.loads(line) for line in whole.splitlines()]  # of bytes: in text, letters of a name may end a line too
 
 
 def tensorboard(folder: Path) -> Sink:

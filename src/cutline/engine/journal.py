@@ -25,7 +25,8 @@ class Journal:
     def write(self, kind: str, **values: Any) -> bool:
         """False when it could not be written, as on a full disk: no run ends because of its journal."""
         entry = {"time": round(time.time(), 3), "kind": kind, **values}
-        line = (json.dumps(entry, ensure_ascii=False, default=str) + "\n").encode()
+        text = json.dumps(entry, ensure_ascii=False, default=str) + "\n"
+        line = text.encode(errors="backslashreplace")  # as JSON has it: a path may be no text in UTF-8
         try:
             handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError:
