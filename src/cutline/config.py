@@ -250,7 +250,7 @@ class HealthConfig:
     sample_seconds: float = 15.0
     """Seconds between looks at memory, disk, GPU and loader (0: none)."""
     disk_gb: float = 1.0
-    """Free disk below which an alert is raised and saving is thrifty."""
+    """Free GB on the disk of the run below which an alert is raised."""
     memory: float = 0.92
     """Share of the memory (or of the container's limit) in use that raises an alert (here and below, 0: none)."""
     gpu_memory: float = 0.97

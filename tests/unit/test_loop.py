@@ -13,7 +13,7 @@ import torch
 from cutline import config as configuration
 from cutline.config import Config
 from cutline.engine import choose, journal, run, weights
-from cutline.engine.loop import train
+from cutline.engine.loop import Loop, train
 from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
 from cutline.engine.trainer import Progress, Trainer
@@ -104,6 +104,20 @@ def test_training_stops_when_it_gets_no_better(config: Config, monkeypatch: pyte
     assert rates[-1] == pytest.approx(3e-3 * 0.5)  # the second plateau would show in the epoch that did not come
     kept = [each.step for each in trainer.checkpoints.verified()]
     assert kept == [4 * steps, 3 * steps, 2 * steps]  # the two newest and the best
+
+
+def test_what_is_not_known_yet_is_not_told(config: Config) -> None:
+    """Neither in the journal nor to Prometheus, which would take the lowest of numbers for a score."""
+    trainer = trainer_of(config)
+    loop = Loop(trainer, lambda *words: None, quiet=True)
+    unknown = {"loss", "best_score", "checkpoint_step"}
+    before = loop.figures()
+    assert not unknown & set(before)
+    loop.train()
+    after = loop.figures()
+    assert set(after) == {*before, *unknown}
+    assert after["checkpoint_step"] == after["step"] == trainer.total_steps
+    assert after["best_score"] == trainer.at.best
 
 
 def test_the_best_weights_are_loaded_not_the_last(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

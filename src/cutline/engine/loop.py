@@ -223,14 +223,16 @@ class Loop:
         return f"the beginning of stage {stage + 1}" if stage else "the first checkpoint"
 
     def figures(self) -> dict[str, float]:
-        """How it goes, for whoever watches."""
+        """How it goes, for whoever watches; what is not known yet is not among it."""
         at, newest = self.trainer.at, self.saver.newest
-        return self.trainer.meter.read() | {
+        figures = self.trainer.meter.read() | {
             "step": at.step, "epoch": at.epoch, "loss": self.loss,
             "best_score": at.best, "skipped_steps": at.skipped,
-            "checkpoint_step": newest.step if newest else -1,
+            "checkpoint_step": newest.step if newest else math.nan,
             "checkpoint_age_seconds": time.monotonic() - self.saver.newest_time,
-        } | ({} if self.trainer.config.minutes else {"total_steps": at.begun + self.trainer.total_steps})  # fmt: skip
+            "total_steps": math.nan if self.trainer.config.minutes else at.begun + self.trainer.total_steps,
+        }  # fmt: skip
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def close(self) -> None:
         self.saver.close()
