@@ -40,6 +40,7 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
         ("decoder = 'lstm'", "'decoder' is a table of settings"),
         ("[data]\nlanguages = 'de'", "'data.languages' is 'de'"),
         ("[data]\nlanguages = [1]", "'data.languages' is 1"),
+        (f"threads = {10**12}", f"'threads' is {10**12}\nexpected: 0 to 4096"),
         ("[training]\nbatch = 0", "'training.batch' is 0\nexpected: at least 1"),
         ("[training]\nrate = nan", "'training.rate' is nan"),
         ("[decoder]\ndropout = 1.5", "'decoder.dropout' is 1.5\nexpected: 0 to 1"),

@@ -167,6 +167,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeyp
     [
         ("resnet5O", "did you mean 'resnet50'"),
         ("smal", "did you mean 'small'"),
+        ("small:width=64", "'small' takes none"),
         (f"{TIMM}:stride", "no argument"),
         (f"{TIMM}:strides=3", "strides"),
     ],

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cutline.engine.estimate import Needs
+from cutline.config import from_dict
+from cutline.engine.estimate import Needs, dry_run
 from cutline.engine.supervise import _cause, _weight
 from cutline.engine.watch import FOLDER, Outcome, Watch
 from cutline.errors import CutlineError
@@ -139,3 +140,10 @@ def test_what_there_is_no_room_for_is_not_begun(needs: Needs, says: str, tmp_pat
 
 def test_what_there_is_room_for_is_begun(tmp_path: Path) -> None:
     Needs(disk=1000, memory=1000).check(tmp_path)
+
+
+def test_a_model_that_memory_cannot_hold_is_told_before_a_beginning(tmp_path: Path, scenes_folder: Path) -> None:
+    data, output = {"path": str(scenes_folder), "languages": ["en"]}, str(tmp_path)
+    config = from_dict({"data": data, "output": output, "decoder": {"hidden": 10**12}})
+    with pytest.raises(CutlineError, match="not enough memory to try it"):
+        dry_run(config, quiet=True)

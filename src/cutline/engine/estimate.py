@@ -15,6 +15,7 @@ from cutline.config import Config
 from cutline.console import duration
 from cutline.data.corpus import Sample
 from cutline.engine import machine, run, weights
+from cutline.engine.runtime import out_of_memory
 from cutline.engine.sources import Source
 from cutline.engine.trainer import Trainer
 from cutline.engine.weights import Model
@@ -42,7 +43,15 @@ class Estimate:
 
 def dry_run(config: Config, *, quiet: bool = False) -> Estimate:
     """Read everything, take a few steps of each stage, and say what the whole would take; nothing is left behind."""
-    stages = [_Tried.of(config, stage, quiet) for stage in range(max(1, len(config.stages)))]
+    try:
+        stages = [_Tried.of(config, stage, quiet) for stage in range(max(1, len(config.stages)))]
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise CutlineError(
+            f"there is not enough memory to try it: {str(error).splitlines()[0]}",
+            fix="a smaller model (--hidden, --encoder), smaller pictures, or end what else uses memory",
+        ) from None
     first, free = stages[0], shutil.disk_usage(_existing(Path(config.output))).free
     needs = Needs(max(each.needs.disk for each in stages), max(each.needs.memory for each in stages))
     needs = replace(needs, disk=needs.disk + sum(each.stored for each in stages))

@@ -69,6 +69,10 @@ def build_encoder(config: EncoderConfig, pictures: PicturesConfig) -> Encoder:
     if ours:
         from cutline.models.own import build_own
 
+        if kind == "small" and arguments:
+            raise ConfigError(
+                f"'{config.name}' has arguments, and the encoder 'small' takes none", expected="small, or cnn:width=48"
+            )
         encoder = SmallEncoder(pictures) if kind == "small" else build_own(config.name, kind, arguments, pictures)
         if config.weights == "hub":
             raise ConfigError(f"the hub has no weights of the encoder '{kind}'", fix='encoder.weights = "none"')
