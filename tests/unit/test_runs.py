@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cutline.cli import watch
 from cutline.cli.runs import main
 from cutline.engine import folder, lines, tidy
 from cutline.engine.checkpoint import Checkpoints
@@ -296,6 +297,31 @@ def test_runs_are_found_one_folder_deep_and_links_are_not_counted(tmp_path: Path
     assert find(writer.path) == [writer.path]
     assert find(tmp_path / "nowhere") == []
     assert Run(tmp_path / "runs" / "latest").name == "one"
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("journal.jsonl", '{"kind": "health", "time": 1, "gpus": 5}'),
+        ("events.jsonl", '{"kind": "step", "step": 3, "loss": NaN}'),
+    ],
+)
+def test_what_cannot_be_shown_is_told_in_words(writer: Writer, file: str, line: str) -> None:
+    writer.start()
+    writer.step(1)
+    with (writer.path / file).open("a") as end:
+        end.write(line + "\n")
+    with pytest.raises(DataError, match="is damaged"):
+        watch.main(["--once", str(writer.path)])
+
+
+@pytest.mark.parametrize("time", ["1e18", "1e15", "NaN", '"noon"'])
+def test_a_time_that_no_clock_has_is_not_shown(writer: Writer, time: str, capsys: pytest.CaptureFixture[str]) -> None:
+    writer.start()
+    with (writer.path / "journal.jsonl").open("a") as end:
+        end.write(f'{{"kind": "alert", "time": {time}, "name": "disk", "what": "full"}}\n')
+    assert main(["show", str(writer.path)]) == 0
+    assert "?  alert disk: full" in capsys.readouterr().out
 
 
 # What is damaged, and what can go

@@ -117,11 +117,19 @@ def _name(run: Path, place: Path) -> str:
 def _show(arguments: list[str]) -> int:
     form = parse(Show, arguments, verb="runs show")
     run = open_run(form.run)
+    from cutline.engine.runs import making_sense
+
+    with making_sense(run.path):
+        _tell_all(run, form)
+    return 0
+
+
+def _tell_all(run: Run, form: Show) -> None:
     if form.format == "json":
         kept = [{"step": s.step, "bytes": s.bytes, "time": s.time, "kept": run.kept_why(s)} for s in run.saved]
         more = {"checkpoints": kept, "validations": run.validations(), "story": run.history.story}
         print(json.dumps(run.to_dict() | more, ensure_ascii=False, indent=1, default=str))
-        return 0
+        return
     from rich.text import Text
 
     out = new_console()
@@ -139,7 +147,6 @@ def _show(arguments: list[str]) -> int:
         out.print(Text(f"{when(entry, '%Y-%m-%d %H:%M:%S')}  {tell(entry)}"), soft_wrap=True)
     if skipped := run.history.counts["skipped"]:
         out.print(f"{count(skipped, 'step')} skipped: loss or gradient was no number", soft_wrap=True)
-    return 0
 
 
 def _verify(arguments: list[str]) -> int:

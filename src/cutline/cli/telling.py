@@ -100,8 +100,10 @@ def size(count: float) -> str:
 
 
 def when(entry: Entry, form: str) -> str:
-    moment = entry.get("time")
-    return f"{datetime.fromtimestamp(moment):{form}}" if isinstance(moment, int | float) else "?"
+    try:
+        return f"{datetime.fromtimestamp(entry['time']):{form}}"
+    except (KeyError, TypeError, ValueError, OverflowError, OSError):  # none, or none that a clock has
+        return "?"
 
 
 def coloured(state: str) -> Text:

@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> int:
     from cutline.cli.runs import open_run
 
     watched, out = Watched(open_run(form.run)), Console(highlight=False)
-    with contextlib.suppress(KeyboardInterrupt):
+    from cutline.engine.runs import making_sense  # not before: opening names the extra that it needs
+
+    with contextlib.suppress(KeyboardInterrupt), making_sense(form.run):
         if form.once:
             out.print(view(watched))
         elif sys.stdout.isatty():

@@ -6,12 +6,14 @@ What is missing is left out of the answer; nothing waits and nothing is locked f
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
 import tomllib
 from collections import Counter, deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -19,7 +21,7 @@ from pathlib import Path
 from cutline.engine import folder, journal
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.lines import Entry, Tail, backwards
-from cutline.errors import ConfigError, DataError
+from cutline.errors import ConfigError, CutlineError, DataError
 
 SIGNS = ("config.toml", "run.json", "words.json", "events.jsonl", "journal.jsonl", "checkpoints")
 """What is in a run folder; one with two of them is a run, or what is left of it."""
@@ -176,6 +178,20 @@ class Saved:
     bytes: int
 
 
+@contextlib.contextmanager
+def making_sense(path: Path) -> Iterator[None]:
+    """Tell of what cannot be read or shown: anything may be written there, a number for a table, a word for a time."""
+    try:
+        yield
+    except (CutlineError, OSError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{path} is damaged: what it says of itself makes no sense ({error})",
+            fix="look at its config.toml, journal.jsonl and events.jsonl; its checkpoints may be sound",
+        ) from None
+
+
 class Run:
     """A look at a run folder; `refresh` takes another and reads only what was added."""
 
@@ -188,12 +204,10 @@ class Run:
             )
         self.path, self.name = path, path.resolve().name
         try:
-            self._look()
-        except Exception as error:  # anything may be written there: a number for a table, a word for a time
-            raise DataError(
-                f"{path} is damaged: what it says of itself makes no sense ({error})",
-                fix="look at its config.toml and journal.jsonl; its checkpoints may be sound",
-            ) from None
+            with making_sense(path):
+                self._look()
+        except OSError as error:
+            raise DataError(f"{path} cannot be looked at: {error.strerror}", fix="mend its permissions") from None
 
     def _look(self) -> None:
         settings = _settings(self.path)
