@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -51,6 +52,23 @@ def choose(name: str, known: Iterable[str], what: str) -> str:
     return name
 
 
+WORKSHOP = (
+    "torch", "torchvision", "timm", "safetensors", "tokenizers", "regex", "xxhash", "tomli_w", "onnx", "onnxscript",
+    "sklearn", "matplotlib", "psutil", "filelock",
+)  # fmt: skip
+"""What the extra `train` brings, by the names that it is imported by."""
+
+
+def require_workshop(purpose: str) -> None:
+    """See that all is there that learning and exporting take, so that none of it is missed when hours have gone by.
+
+    Who has torch already, and has then installed the core alone, has some of it.
+    """
+    for module in WORKSHOP:
+        if importlib.util.find_spec(module) is None:
+            raise _missing(module, "train", purpose)
+
+
 def require(module: str, extra: str, purpose: str) -> ModuleType:
     """Import an optional library, or name the extra that brings it."""
     try:
@@ -59,7 +77,8 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
         # A module missing *inside* an installed library is a broken installation, not an absent extra.
         if missing.name is None or missing.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise CutlineError(
-            f"{purpose} needs '{module.split('.')[0]}', which is not installed",
-            fix=f"pip install 'cutline[{extra}]'",
-        ) from None
+        raise _missing(module.split(".")[0], extra, purpose) from None
+
+
+def _missing(module: str, extra: str, purpose: str) -> CutlineError:
+    return CutlineError(f"{purpose} needs '{module}', which is not installed", fix=f"pip install 'cutline[{extra}]'")

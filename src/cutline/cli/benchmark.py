@@ -15,7 +15,7 @@ import tyro
 
 from cutline.cli.arguments import dispatch, parse
 from cutline.console import say
-from cutline.errors import ConfigError, CutlineError, require
+from cutline.errors import ConfigError, CutlineError, require_workshop
 
 if TYPE_CHECKING:
     from cutline.config import Config
@@ -66,7 +66,7 @@ def _classify(arguments: list[str]) -> int:
 
     made = form("Classify", _ABOUT, Switches, without=_WITHOUT)
     given = parse(made, arguments, verb="benchmark classify")
-    require("torch", "train", "training")
+    require_workshop("training")
     from cutline.cli import benchmark_table, trials
     from cutline.engine import folder, grid
 

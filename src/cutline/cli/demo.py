@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cutline.cli.arguments import parse
 from cutline.console import duration, say
-from cutline.errors import ConfigError, require
+from cutline.errors import ConfigError, require_workshop
 
 if TYPE_CHECKING:
     from cutline.config import Config
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
     given = parse(Demo, arguments, verb="demo")
     if given.scenes < LEAST or given.epochs < 1:
         raise ConfigError(f"{given.scenes} scenes, {given.epochs} epochs", expected=f"{LEAST} or more, and 1 or more")
-    require("torch", "train", "training")
+    require_workshop("training")
     started = time.monotonic()
     say("Loading PyTorch (some seconds) ...", quiet=given.quiet)
     from cutline.cli.evaluate import show

@@ -19,12 +19,15 @@ PATIENCE = 20.0
 """Seconds that a driver has to answer."""
 EXTRAS = {
     "": ("numpy", "pillow", "onnxruntime", "rich", "tyro"),
-    "train": ("torch", "torchvision", "timm", "safetensors", "tokenizers", "onnx", "onnxscript", "xxhash"),
+    "train": (
+        "torch", "torchvision", "timm", "safetensors", "tokenizers", "regex", "xxhash", "tomli-w", "onnx", "onnxscript",
+        "scikit-learn", "matplotlib", "psutil", "filelock",
+    ),
     "openvino": ("openvino",),
     "tensorboard": ("tensorboard",),
     "health": ("nvidia-ml-py", "prometheus-client"),
     "heic": ("pillow-heif",),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

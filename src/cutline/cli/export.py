@@ -11,7 +11,7 @@ import tyro
 
 from cutline.cli.arguments import parse
 from cutline.console import say
-from cutline.errors import ConfigError, DataError, require
+from cutline.errors import ConfigError, DataError, require_workshop
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     given = parse(Export, arguments, verb="export")
     if given.check < 0:
         raise ConfigError(f"--check {given.check}", expected="0 or more")
-    require("torch", "train", "exporting")
+    require_workshop("exporting")
     from cutline.cli import finish, finish_classes
     from cutline.engine import folder
     from cutline.export import check_bundle, check_classifier

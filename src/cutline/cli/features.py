@@ -10,7 +10,7 @@ from typing import Literal
 import tyro
 
 from cutline.cli.arguments import dispatch, parse
-from cutline.errors import ConfigError, require
+from cutline.errors import ConfigError, require_workshop
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def _build(arguments: list[str]) -> int:
     given = parse(Build, arguments, verb="features build")
     if given.limit is not None and given.limit < 0:
         raise ConfigError(f"--limit {given.limit}", expected="0 (all of them) or more")
-    require("torch", "train", "encoding pictures")
+    require_workshop("encoding pictures")
     from cutline import config as configuration
     from cutline.data import sources
     from cutline.engine import taught

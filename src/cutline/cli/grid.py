@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from cutline.cli.arguments import parse
-from cutline.errors import ConfigError, require
+from cutline.errors import ConfigError, require_workshop
 
 if TYPE_CHECKING:
     from cutline.engine.grid import Grid
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     from cutline.cli.train import form
 
     given = parse(form("Grid", _ABOUT, Switches, without=("name", "seed", "output")), arguments, verb="grid")
-    require("torch", "train", "training")
+    require_workshop("training")
     from cutline.cli import grid_table, trials
     from cutline.engine import folder, grid
 

@@ -18,7 +18,7 @@ from cutline import config as configuration
 from cutline.cli.arguments import parse
 from cutline.config import Config
 from cutline.console import say
-from cutline.errors import ConfigError, choose, require
+from cutline.errors import ConfigError, choose, require_workshop
 
 FLAGS = {
     "task": "task",
@@ -85,7 +85,7 @@ class Switches:
 
 def main(arguments: list[str]) -> int:
     given = parse(form("Train", _ABOUT, Switches), arguments, verb="train")
-    require("torch", "train", "training")
+    require_workshop("training")
     config = resolve(given)
     if given.print_config:
         print(configuration.to_toml(config), end="")
