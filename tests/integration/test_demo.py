@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from cutline.cli import demo
+from cutline.engine.loop import Loop
+from cutline.engine.runs import Run
+
+
+@pytest.mark.slow
+def test_a_demo_can_be_watched_and_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever looks at its run meanwhile, or tidies it, sees that it is worked on; told to stop, it saves first."""
+    seen = []
+    write_step = Loop._write_step
+
+    def stop_at_once(loop: Loop, *arguments: Any) -> None:
+        write_step(loop, *arguments)
+        seen.append(Run(loop.trainer.run).state)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Loop, "_write_step", stop_at_once)
+    assert demo.main(["--out", str(tmp_path), "--scenes", "60", "--epochs", "2"]) == 143
+    (run,) = (tmp_path / "runs").glob("2*")
+    assert set(seen) == {"running"}
+    assert Run(run).state == "stopped"
+    assert f"cutline train --resume {run}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -17,8 +17,10 @@ from cutline.console import duration, say
 from cutline.errors import ConfigError, require_workshop
 
 if TYPE_CHECKING:
+    from cutline.cli.finish import Finished
     from cutline.config import Config
     from cutline.data.corpus import Corpus
+    from cutline.engine.run import Prepared
     from cutline.evaluation.judge import Judged
 
 LEAST = 60
@@ -47,10 +49,9 @@ def main(arguments: list[str]) -> int:
     started = time.monotonic()
     say("Loading PyTorch (some seconds) ...", quiet=given.quiet)
     from cutline.cli.evaluate import show
-    from cutline.cli.finish import finish
     from cutline.data import scenes
     from cutline.engine import run
-    from cutline.engine.loop import train
+    from cutline.engine.loop import Stopped
 
     config = configure(given)
     say(f"1/4  drawing {given.scenes} scenes", quiet=given.quiet)
@@ -58,9 +59,11 @@ def main(arguments: list[str]) -> int:
     say("2/4  training a CNN and an LSTM with attention, from scratch", quiet=given.quiet)
     prepared = run.prepare(config, quiet=given.quiet)
     folder = run.create(prepared)
-    train(run.trainer(prepared, folder), quiet=given.quiet)
-    say("3/4  exporting, and captioning unseen scenes without PyTorch", quiet=given.quiet)
-    finished = finish(folder, prepared.corpus, config, "test", quiet=given.quiet)
+    try:
+        finished = learn(prepared, folder, quiet=given.quiet)
+    except Stopped as stopped:
+        say(f"cutline train --resume {folder} goes on from there", quiet=given.quiet)
+        return 128 + stopped.number
     say("4/4  scores", quiet=given.quiet)
     for line in examples(finished.judged["en"], prepared.corpus):
         print(line)
@@ -75,6 +78,23 @@ def main(arguments: list[str]) -> int:
     picture = prepared.corpus.split("test")[0].image
     print(f"try:      {own_name()} caption {picture} --model {folder / 'bundle'}")
     return 0
+
+
+def learn(prepared: Prepared, path: Path, *, quiet: bool) -> Finished:
+    """Train and export, with the run's lock held meanwhile, as whoever looks at runs or tidies them expects."""
+    from cutline.cli.finish import finish
+    from cutline.engine import folder, run
+    from cutline.engine.journal import Journal
+    from cutline.engine.loop import train
+
+    journal = Journal(path)
+    with folder.held(path):
+        journal.started(processes=1)
+        at = train(run.trainer(prepared, path), quiet=quiet)
+        say("3/4  exporting, and captioning unseen scenes without PyTorch", quiet=quiet)
+        finished = finish(path, prepared.corpus, prepared.config, "test", quiet=quiet)
+        journal.write("finished", step=at.step)
+    return finished
 
 
 def own_name() -> str:

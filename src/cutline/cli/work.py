@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -17,6 +16,7 @@ from cutline.cli import finish_classes
 from cutline.cli.evaluate import Judgement, show
 from cutline.cli.finish import finish
 from cutline.config import Config
+from cutline.console import say
 from cutline.data.corpus import Corpus
 from cutline.engine import folder, machine, run, weights
 from cutline.engine.alerts import Alerts
@@ -47,6 +47,7 @@ def work(given: Any, config: Config) -> int:
         watched.report("finished")
         return 0
     except Stopped as stopped:
+        say("the same command goes on from there", quiet=given.quiet or not first)
         watched.report("stopped", stopped)
         return 128 + stopped.number
     except CutlineError as mistake:
@@ -74,7 +75,7 @@ def _owned(given: Any, config: Config, ranks: Ranks) -> Iterator[Path]:
     # Processes that have outlived their supervisor are still saving: wait for them.
     with folder.held(path, folder.WORKERS_LOCK, patience=30):
         if RUN not in os.environ:  # else the supervisor has
-            Journal(path).write("started", pid=os.getpid(), host=socket.gethostname(), processes=ranks.world)
+            Journal(path).started(processes=ranks.world)
         ranks.told(str(path))
         yield path
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,10 @@ class Journal:
                 return file.write(line) == len(line)  # one call, so that lines of two processes never mix
         except OSError:
             return False
+
+    def started(self, **values: Any) -> None:
+        """This process begins to work on the run, or to see that others do."""
+        self.write("started", pid=os.getpid(), host=socket.gethostname(), **values)
 
 
 def read(run: Path) -> list[dict[str, Any]]:

@@ -185,7 +185,7 @@ class Loop:
             self._save()
             saved = self.saver.must_have(step)
             self._journal("stopped", step=step, why=signal.Signals(number).name)
-            say(f"stopped at step {step}, saved as {saved.path}; the same command goes on from there", quiet=self.quiet)
+            say(f"stopped at step {step}, saved as {saved.path}", quiet=self.quiet)
         raise Stopped(step, number)
 
     def _go_back(self) -> None:

@@ -13,7 +13,6 @@ import itertools
 import logging
 import os
 import signal
-import socket
 import sys
 import tempfile
 import threading
@@ -72,8 +71,7 @@ def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alert
         for name in ("restarting", "gave_up"):
             alerts(name, "", "")
         before = set(checkpoints.candidates())
-        who = {"pid": os.getpid(), "host": socket.gethostname()}
-        journal.write("started", **who, attempt=attempt, processes=config.processes)
+        journal.started(attempt=attempt, processes=config.processes)
         end = _attempt(run, config, command, attempt, split)
         if end.code is not None:
             if end.cause:
