@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,8 @@ RIDGE = 600
 """Strength of the regression, for inputs of variance 1: as if so many pictures had been seen of which nothing is said
 that is not said of all. Of 6,000 pictures 60 to 1,800 learn about as well; of 300, 600 learn better than 30."""
 BLOCK = 1024
+_DAMAGED = (ValueError, TypeError, KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
+"""What NumPy and zipfile raise of bytes that are not as they were written."""
 
 
 class Runs:
@@ -163,7 +166,7 @@ class Consensus:
                 if len(runs) != len(rarity) or table.shape != (projection.shape[1] + 1, len(runs)):
                     raise ValueError(f"the parts for {lang} do not fit together")
                 languages[lang] = table, Runs(runs, np.array(rarity, np.float32), float(unknown))
-        except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGED as error:
             raise ModelError(f"not a consensus: {error}", expected="consensus.npz as Cutline wrote it") from None
         return cls(projection, languages)
 
