@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -318,7 +317,7 @@ def _sync(path: Path) -> None:
 
 
 def _put(draft: Path, out: Path) -> None:
-    """Rename to the final place; what was there goes only once the new one stands."""
+    """Rename to the final place; what was there goes only once the new one stands, with the folder of the draft."""
     old = draft.with_name("old")
     if out.exists():
         out.rename(old)
@@ -328,6 +327,4 @@ def _put(draft: Path, out: Path) -> None:
         if old.exists():
             old.rename(out)
         raise
-    if old.is_dir():
-        shutil.rmtree(old)
     durable.sync(out.parent)

@@ -176,6 +176,11 @@ def test_nothing_is_overwritten_unasked(captioner: Captioner, bundle: Path, tmp_
     with pytest.raises(ConfigError, match="other than a bundle"):
         write(captioner, tmp_path / "photos", force=True)
     assert (tmp_path / "photos" / "dog.jpg").exists()
+    (tmp_path / "current").symlink_to(there)
+    write(captioner, tmp_path / "current", force=True)
+    assert not (tmp_path / "current").is_symlink()
+    assert load(tmp_path / "current").caption(pictures(1))
+    assert (there / "README.md").exists()
 
 
 @pytest.mark.usefixtures("graphs")
