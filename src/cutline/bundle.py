@@ -101,6 +101,8 @@ def open_bundle(
         path = next((each for each in inside if kind_of(each) == kind), inside[0]) if len(inside) > 1 else inside[0]
     choose(backend, ("auto", "onnxruntime", "openvino"), "backend")
     choose(precision, ("fp32", "bf16"), "precision")
+    if threads < 0:
+        raise ConfigError(f"{threads} threads", expected="1 or more, or 0 for all cores")
     if precision == "bf16" and backend == "onnxruntime":
         raise ConfigError("ONNX Runtime has no bf16 on a CPU", fix="backend openvino, or precision fp32")
     fast = backend == "openvino" or precision == "bf16"

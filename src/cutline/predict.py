@@ -150,9 +150,12 @@ class Captioner:
         if "beam" in given:
             given.setdefault("method", "beam")  # so many, and not in groups that the bundle may ask for
         settings = config.from_dict({"search": given}, config.Config(search=self.settings)).search
-        if "beam" not in given and settings.num > settings.beam:
+        for name, methods in {"beam": ("beam", "diverse"), "seed": ("sample",)}.items():
+            if name in given and settings.method not in methods:
+                raise ConfigError(f"method {settings.method} has no {name}", expected=f"method {' or '.join(methods)}")
+        if "beam" not in given:
             share = settings.groups if settings.method == "diverse" else 1
-            settings = dataclasses.replace(settings, beam=math.ceil(settings.num / share) * share)
+            settings = dataclasses.replace(settings, beam=math.ceil(max(settings.num, settings.beam) / share) * share)
         check(settings)
         return _Plan(lang, settings, options.get("attention", False))
 

@@ -80,7 +80,8 @@ def search(
     content: Sequence[int] = (),
     opinion: Opinion | None = None,
 ) -> list[list[Hypothesis]]:
-    """`settings.num` captions of each picture, best first; fewer only where the model can write no more, never none.
+    """`settings.num` captions of each picture, best first; fewer where the model can write no more, or groups of beams
+    have written the same, but never none.
 
     `pictures` is whatever the model understands: an array with a row for each, or a tuple of such arrays. A picture's
     captions do not depend on those beside it. `content` are the tokens that `settings.say_once` is about. With a
@@ -136,7 +137,9 @@ def check(settings: SearchConfig) -> None:
     if s.method in ("beam", "diverse") and s.num > s.beam:
         raise ConfigError(f"{s.beam} beams cannot give {s.num} captions", fix=f"a beam of {s.num} or more")
     if s.method == "diverse" and s.beam % s.groups:
-        raise ConfigError(f"{s.beam} beams cannot be shared out among {s.groups} groups evenly")
+        even = math.ceil(s.beam / s.groups) * s.groups
+        what = f"{s.beam} beams cannot be shared out among {s.groups} groups evenly"
+        raise ConfigError(what, fix=f"a beam of {even}, or other search.groups")
 
 
 class _Beams:

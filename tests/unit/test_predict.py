@@ -238,6 +238,9 @@ def test_wrong_options_are_refused(captioner: Captioner) -> None:
             captioner.caption(picture("red"), **options)
     with pytest.raises(ConfigError, match="did you mean 'beam'"):
         captioner.caption(picture("red"), beams=3)
+    for method, name in (("greedy", "beam"), ("sample", "beam"), ("greedy", "seed"), (None, "seed")):
+        with pytest.raises(ConfigError, match=f"has no {name}"):
+            captioner.caption(picture("red"), method=method, **{name: 2})
 
 
 def test_many_files_keep_their_order_and_their_errors(captioner: Captioner, tmp_path: Path) -> None:
@@ -351,6 +354,14 @@ def test_bundle_settings_hold_unless_told_otherwise(damaged: Path) -> None:
     check(captioner.settings)
 
 
+def test_groups_share_whatever_beams_the_bundle_has(damaged: Path) -> None:
+    seal(damaged, search=to_dict(SearchConfig(max_length=6, beam=5, groups=3)))
+    captioner = load(damaged)
+    assert captioner.caption(picture("red"), method="diverse")[0].text == "a red picture"
+    with pytest.raises(ConfigError, match="a beam of 9"):
+        captioner.caption(picture("red"), method="diverse", beam=7)
+
+
 def test_openvino_says_the_same(bundle: Path, captioner: Captioner) -> None:
     pytest.importorskip("openvino")
     pictures = [picture(colour) for colour in COLOURS]
@@ -388,6 +399,8 @@ def test_backends_that_cannot_be(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
         load(bundle, backend="onnx")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="bf16"):
         load(bundle, backend="onnxruntime", precision="bf16")
+    with pytest.raises(ConfigError, match="-1 threads"):
+        load(bundle, threads=-1)
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(CutlineError, match=r"cutline\[openvino\]"):
         load(bundle, backend="openvino")
