@@ -17,7 +17,7 @@ from cutline.engine.loop import Loop, train
 from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
 from cutline.engine.trainer import Progress, Trainer
-from cutline.errors import ConfigError, ModelError
+from cutline.errors import ConfigError, DataError, ModelError
 from cutline.models.attention import coverage_penalty
 
 SETTINGS = {
@@ -87,6 +87,13 @@ def test_a_language_that_is_not_validated_is_named(
     assert told.count("no captions in de to validate on: the score is of the other languages") == 1
 
 
+def test_languages_are_asked_for_as_readers_take_them(config: Config) -> None:
+    prepared = run.prepare(replace(config, data=replace(config.data, languages=(" EN", "de", "en"))), quiet=True)
+    assert prepared.known.words
+    assert prepared.known.words.languages == ("en", "de")
+    assert len(prepared.batches.captions.rows[0]) == sum(map(len, prepared.corpus.split("train")[0].captions.values()))
+
+
 def test_gradients_are_clipped(config: Config) -> None:
     total = torch.stack([g.square().sum() for g in gradients(trainer_of(config, clip=0.01), 1)]).sum().sqrt()
     assert total == pytest.approx(0.01, rel=0.01)
@@ -143,6 +150,27 @@ def test_of_a_search_that_was_half_written_nothing_is_taken(config: Config) -> N
     for text, beam in ((whole, 7), (whole[:20], 1), ("", 1), ("{}", 1), ("[]", 1), ('{"chosen": {"bean": 7}}', 1)):
         note.write_text(text)
         assert run.load_captioner(trainer.run)[2].search.beam == beam, text
+
+
+@pytest.mark.parametrize("num", [1, 3])
+def test_the_search_that_is_chosen_writes_as_many_captions_as_are_asked_for(config: Config, num: int) -> None:
+    config = replace(config, search=replace(config.search, num=num, beam=3))
+    trainer = trainer_of(config, epochs=1)
+    judge = list(trainer.task.samples)[:4]
+    model, words = trainer.task.model, run.Known.load(trainer.run, "captions").words
+    found = choose.choose_search(trainer.run, model, words, config, judge, quiet=True)
+    assert found.num == num <= found.beam
+    assert choose.chosen(trainer.run, config.search) == found
+    tried = json.loads((trainer.run / choose.FILE).read_text())["tried"]
+    assert {each["beam"] for each in tried} == {beam for beam in choose.BEAMS if beam >= num}
+
+
+def test_no_search_is_chosen_by_pictures_that_are_gone(config: Config) -> None:
+    trainer = trainer_of(config, epochs=1)
+    gone = [replace(sample, image=Path("gone.png")) for sample in trainer.task.samples]
+    words = run.Known.load(trainer.run, "captions").words
+    with pytest.raises(DataError, match="none of the validation pictures can be read"):
+        choose.choose_search(trainer.run, trainer.task.model, words, config, gone, quiet=True)
 
 
 def test_the_average_is_what_is_loaded(config: Config) -> None:

@@ -18,6 +18,7 @@ from cutline.data.corpus import Sample
 from cutline.data.words import Words
 from cutline.engine.sources import Inputs, PictureSource, Source, load_readable, move
 from cutline.engine.task import CaptioningTask, Validation
+from cutline.errors import DataError
 from cutline.evaluation.text import score
 from cutline.models.captioner import Captioner
 from cutline.search import Hypothesis
@@ -71,15 +72,18 @@ def choose_search(
         wide = replace(settings, num=settings.beam)
         found = _find(model, words, replace(config, search=wide), encoded, consensus)
         for weight in WEIGHTS if consensus and settings.beam > 1 else (settings.consensus,):
-            each = replace(settings, num=1, consensus=weight)
+            each = replace(settings, consensus=weight)
             tries.append(_try(words, each, wide, found, encoded.samples, config.metric))
             best = max(best, (tries[-1].metric, each), key=lambda pair: pair[0])
         return max(tried.metric for tried in tries[before:])
 
     others = [penalty for penalty in PENALTIES if penalty != given.length_penalty]
-    beams = [replace(given, beam=beam) for beam in ((*BEAMS, *WIDE) if consensus else BEAMS)]
+    # As many captions as are asked for must come out of them.
+    enough = [beam for beam in ((*BEAMS, *WIDE) if consensus else BEAMS) if beam >= given.num] or [given.num]
+    beams = [replace(given, beam=beam) for beam in enough]
     if consensus:
-        beams += [replace(given, method="diverse", beam=n, groups=GROUPS, diversity=DIVERSITY) for n in VARIED]
+        varied = [n for n in VARIED if n >= given.num]
+        beams += [replace(given, method="diverse", beam=n, groups=GROUPS, diversity=DIVERSITY) for n in varied]
     with progress("choosing the search", len(beams) + len(others), "searches", quiet=quiet) as advance:
         for settings in beams:
             found = search(settings)
@@ -154,6 +158,8 @@ class Encoded:
         source = PictureSource(samples, model.encoder.transform, config.pictures)
         parts = list(encode(model, samples, source, config.training.batch))
         kept = [sample for some, *_ in parts for sample in some]
+        if not kept:
+            raise DataError("none of the validation pictures can be read")
         return cls(kept, torch.cat([grid.half() for _, grid, _ in parts]), torch.cat([p.half() for *_, p in parts]))
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:

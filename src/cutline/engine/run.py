@@ -94,7 +94,8 @@ def prepare(
         say(f"precision: {precision} ({why})", quiet=quiet)
         config = configuration.from_dict({"training": {"precision": precision}}, config)
     corpus = read(config, quiet=quiet)
-    languages = config.data.languages or corpus.languages if config.task != "classes" else ()
+    asked = dict.fromkeys(lang.strip().lower() for lang in config.data.languages)  # as readers take them, each once
+    languages = tuple(asked) or corpus.languages if config.task != "classes" else ()
     learn, judge = _pictures(config, corpus, languages)
     texts = {lang: [text for s in learn for text in s.captions.get(lang, ())] for lang in languages}
     known = known or Known.learn(config, texts, learn)
