@@ -7,6 +7,7 @@ import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import onnxruntime
@@ -14,9 +15,12 @@ import pytest
 import torch
 
 import cutline
+from cutline.cli import finish, finish_classes
 from cutline.config import Config, DecoderConfig, EncoderConfig, PicturesConfig, SearchConfig, WordsConfig
 from cutline.consensus import fit
+from cutline.data.sources import read
 from cutline.data.words import Words
+from cutline.engine import folder
 from cutline.errors import ConfigError, ModelError
 from cutline.export import check_bundle, check_classifier, export_bundle, export_classifier
 from cutline.models.captioner import Captioner, build_captioner
@@ -216,6 +220,39 @@ def test_the_card_says_what_it_is(captioner: Captioner, tmp_path: Path) -> None:
     assert text.startswith("# colours\n")
     for part in ("en, de", "| BLEU-4 | 18.51 |", "a \\| b", "## Licence\n\nCC0", "48 x 48", "cutline.load("):
         assert part in text
+
+
+@pytest.mark.parametrize("of", [finish, finish_classes])
+def test_the_card_has_the_scores_of_the_weights_that_it_goes_with(of: ModuleType, tmp_path: Path) -> None:
+    scored = [{"en_cider": 10.0 * step, "accuracy": 10.0 * step, "best": step == 2, "step": step} for step in (1, 2, 3)]
+    lines = [json.dumps({"kind": "validation", **each}) + "\n" for each in scored]
+    (tmp_path / "events.jsonl").write_text("".join(lines))
+
+    def told(step: int | None) -> list[float]:
+        tables = of.card(tmp_path, Config(), step=step).items()
+        return [value for title, table in tables if title.startswith("Validation") for value in table.values()]
+
+    assert told(None) == told(2) == [20.0]
+    assert told(3) == [30.0]
+    assert told(4) == []  # it was never scored
+
+
+def test_a_run_of_few_pictures_ends_with_a_bundle_that_has_no_consensus(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(tiny_run, tmp_path / "run")
+    config = folder.settings(copy)
+    config = replace(config, search=replace(config.search, consensus=2.0))
+    corpus = read(config, quiet=True)
+    corpus = replace(corpus, samples=(*corpus.split("train")[:3], *corpus.split("val")[:1]))
+
+    def export_bundle(*_: object, consensus: object, **__: object) -> None:
+        raise InterruptedError(f"come to the bundle with {consensus}")
+
+    monkeypatch.setattr("cutline.export.export_bundle", export_bundle)
+    with pytest.raises(InterruptedError, match="come to the bundle with None"):
+        finish.finish(copy, corpus, config, "val", quiet=True)
+    assert "without a consensus" in capsys.readouterr().err
 
 
 def test_export_verb(run_cutline, tiny_run: Path, tmp_path: Path) -> None:

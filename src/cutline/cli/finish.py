@@ -37,6 +37,7 @@ def export(
     force: bool = False,
 ) -> Any:
     """The run's best captioner as a bundle at `out`; returns the captioner in torch that it must equal."""
+    from cutline.engine import agree
     from cutline.engine.run import load_captioner
     from cutline.export import export_bundle
 
@@ -45,28 +46,34 @@ def export(
     if config.search.consensus and step is not None:
         say("without the consensus, which goes with the run's best weights")
     elif config.search.consensus:
-        consensus = _consensus(run, captioner, words, config)
+        consensus = agree.load(run) or _consensus(run, captioner, words, config)
     export_bundle(
-        captioner, words, captioner.encoder.transform, config.search, out, card(run, config, about),
+        captioner, words, captioner.encoder.transform, config.search, out, card(run, config, about, step),
         consensus=consensus, weights=weights, one_file=one_file, force=force,
     )  # fmt: skip
     return captioner
 
 
-def _consensus(run: Path, captioner: Any, words: Words, config: Config) -> Consensus | None:
-    """The run's; or learned now, if the run has ended without a bundle and its pictures are still there."""
+def _consensus(
+    run: Path, captioner: Any, words: Words, config: Config, corpus: Corpus | None = None, *, quiet: bool = False
+) -> Consensus | None:
+    """Learned from the run's training pictures, if they are still there and have something to agree on."""
     from cutline.data.sources import read
     from cutline.engine import agree
 
     try:
-        return agree.load(run) or agree.learn(run, captioner, words, config, read(config).split("train"))
+        learn_from = (corpus or read(config)).split("train")
+        return agree.learn(run, captioner, words, config, learn_from, quiet=quiet)
     except DataError as error:
         say(f"without a consensus, which is learned from the training pictures: {error.what}")
         return None
 
 
-def card(run: Path, config: Config, about: str = "") -> dict[str, Any]:
-    """What a model card says of how the model came about and how good it was on validation, after `about`."""
+def card(run: Path, config: Config, about: str = "", step: int | None = None) -> dict[str, Any]:
+    """What a model card says of how the model came about and how good it was on validation, after `about`.
+
+    It is of the weights of this `step`, or of the best.
+    """
     from cutline.engine.events import read
 
     decoder = config.decoder
@@ -79,7 +86,8 @@ def card(run: Path, config: Config, about: str = "") -> dict[str, Any]:
             "decoder": f"{decoder.kind}, attention {decoder.attention}, width {decoder.hidden}",
         }
     }
-    validations = [event for event in read(run / "events.jsonl") if event["kind"] == "validation"]
+    events = read(run / "events.jsonl")
+    validations = [e for e in events if e["kind"] == "validation" and step in (None, e["step"])]
     if validations:
         best = max(validations, key=lambda event: (event["best"], event["step"]))
         facts["Validation scores (0 to 100)"] = {
@@ -103,35 +111,37 @@ class Finished:
 def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool = False) -> Finished:
     """Export, check, caption the split with the bundle itself, and write the report."""
     from cutline.data.images import readable
-    from cutline.engine import agree
     from cutline.engine.choose import choose_search
     from cutline.engine.run import load_captioner
-    from cutline.export import check_bundle
+    from cutline.export import check_bundle, export_bundle
     from cutline.predict import load
 
-    model, words, _ = load_captioner(run)
+    captioner, words, _ = load_captioner(run)
     consensus = None
     if config.search.consensus:
-        consensus = agree.learn(run, model, words, config, corpus.split("train"), quiet=quiet)
+        consensus = _consensus(run, captioner, words, config, corpus, quiet=quiet)
     if config.training.choose_search:
-        search = choose_search(run, model, words, config, corpus.split("val"), consensus, quiet=quiet)
+        search = choose_search(run, captioner, words, config, corpus.split("val"), consensus, quiet=quiet)
         config = replace(config, search=search)
     say("exporting the bundle", quiet=quiet)
     bundle = run / "bundle"
-    torch_captioner = export(run, bundle, force=True)
+    export_bundle(
+        captioner, words, captioner.encoder.transform, config.search, bundle, card(run, config),
+        consensus=consensus, force=True,
+    )  # fmt: skip
     samples = corpus.split(split)
     pictures = list(islice(readable(sample.image for sample in samples), CHECKED))
-    agreement = check_bundle(torch_captioner, bundle, pictures)
+    agreement = check_bundle(captioner, bundle, pictures)
     say(f"the bundle against PyTorch: {agreement}", quiet=quiet)
     if not agreement.reached:
         raise ModelError(f"the bundle {bundle} does not caption as PyTorch does: {agreement}")
-    captioner = load(bundle)
-    languages = [lang for lang in captioner.languages if any(s.captions.get(lang) for s in samples)]
-    judged = {lang: caption_split(captioner, samples, lang, corpus, quiet=quiet) for lang in languages}
+    bundled = load(bundle)
+    languages = [lang for lang in bundled.languages if any(s.captions.get(lang) for s in samples)]
+    judged = {lang: caption_split(bundled, samples, lang, corpus, quiet=quiet) for lang in languages}
     if unreadable := {id for each in judged.values() for id in each.unreadable}:
         say(f"in no score, since they cannot be read: {len(unreadable)} of the split {split}")
     looks = _looks(samples, judged)
-    write_page(run, config, samples, judged, captioner.transform, split, looks)
+    write_page(run, config, samples, judged, bundled.transform, split, looks)
     return Finished(judged, looks)
 
 

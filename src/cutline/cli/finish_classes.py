@@ -43,20 +43,24 @@ def export(
 
     classifier, names, config = load_classifier(run, step=step)
     export_classifier(
-        classifier, names, _temperature(run), out, card(run, config, about),
+        classifier, names, _temperature(run), out, card(run, config, about, step),
         weights=weights, one_file=one_file, force=force,
     )  # fmt: skip
     return classifier
 
 
-def card(run: Path, config: Config, about: str = "") -> dict[str, Any]:
-    """What a model card says of how the model came about and how good it was on validation, after `about`."""
+def card(run: Path, config: Config, about: str = "", step: int | None = None) -> dict[str, Any]:
+    """What a model card says of how the model came about and how good it was on validation, after `about`.
+
+    It is of the weights of this `step`, or of the best.
+    """
     from cutline.engine.classes import FIGURES
     from cutline.engine.events import read
 
     facts: dict[str, Any] = {"About": about} if about else {}
     facts["Made from"] = {"run": run.resolve().name, "data": Path(config.data.path).name} | _of_model(config)
-    validations = [event for event in read(run / "events.jsonl") if event["kind"] == "validation"]
+    events = read(run / "events.jsonl")
+    validations = [e for e in events if e["kind"] == "validation" and step in (None, e["step"])]
     if validations:
         best = max(validations, key=lambda event: (event["best"], event["step"]))
         facts["Validation scores (0 to 100, but for nats)"] = {k: best[k] for k in FIGURES if k in best}
