@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.corpora import PICTURE, fill
 
 from cutline import __version__
 from cutline.cli import VERBS, main
@@ -189,3 +190,22 @@ def test_numbers_that_cannot_be(arguments: tuple[str, ...], said: str, run_cutli
     assert (done.returncode, "Traceback" in done.stderr) == (2, False)
     assert said in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_scored_are_the_languages_that_the_split_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cutline.starter import starter
+
+    rows = [("1.png", "en", "val"), ("2.png", "en", "train"), ("2.png", "de", "train")]
+    lines = [{"image": name, "caption": "a dog", "lang": lang, "split": split} for name, lang, split in rows]
+    fill(tmp_path, {"1.png": PICTURE, "2.png": PICTURE, "captions.jsonl": lines})
+    begin = ("evaluate", str(starter()), "--data", str(tmp_path), "--beam", "1", "--quiet", "--format", "json")
+    scored = {}
+    for split in ("val", "train", "test"):
+        code = main([*begin, "--split", split])
+        said = capsys.readouterr()
+        scored[split] = list(json.loads(said.out)) if code == 0 else said.err.splitlines()[0]
+    assert scored["val"] == ["en"]
+    assert scored["train"] == ["en", "de"]
+    assert "the references are in none" in scored["test"]

@@ -110,10 +110,11 @@ def _bundles(model: Path) -> list[Path]:
 
 def _captions(captioner: Captioner, corpus: Corpus, given: Evaluate) -> tuple[Mapping[str, Judgement], list[Row]]:
     samples = corpus.split(given.split)[: given.limit or None]
-    languages = [given.lang] if given.lang else [lang for lang in captioner.languages if lang in corpus.languages]
+    there = list(dict.fromkeys(lang for sample in samples for lang, texts in sample.captions.items() if texts))
+    languages = [given.lang] if given.lang else [lang for lang in captioner.languages if lang in there]
     if not languages:
         raise ConfigError(
-            f"the model writes {', '.join(captioner.languages)}, the references are in {', '.join(corpus.languages)}",
+            f"the model writes {', '.join(captioner.languages)}, the references are in {', '.join(there) or 'none'}",
             expected="a language that both have",
         )
     results = {lang: _judge(captioner, samples, lang, corpus, given) for lang in languages}
