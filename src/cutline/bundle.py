@@ -169,7 +169,12 @@ def pixels(transform: Transform, picture: Picture) -> Array:
         picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
     if not isinstance(picture, Image.Image):
         raise DataError(f"not a picture: {type(picture).__name__}", expected="a path, bytes, a PIL picture or an array")
-    return transform(ImageOps.exif_transpose(picture))  # as a file of it would be turned
+    if 0 in picture.size:
+        raise DataError(f"an empty picture: {picture.width} x {picture.height}")
+    try:
+        return transform(ImageOps.exif_transpose(picture))  # as a file of it would be turned
+    except Exception as error:  # Pillow may have read no more than its header, and decoders raise anything
+        raise DataError(f"a damaged picture: {error}") from error
 
 
 def answer_all(
@@ -179,7 +184,7 @@ def answer_all(
 
     Two threads decode the next pictures while the model works on these.
     """
-    files = iter(files)
+    files = iter([files] if isinstance(files, str | bytes | Path) else files)  # a text is many texts as well
     waiting: deque[tuple[Path, Future[Array]]] = deque()
     pool = ThreadPoolExecutor(2, thread_name_prefix="decode")
 

@@ -33,6 +33,8 @@ TEXTS = {
     "de": [f"ein {colour} bild" for colour in ("rotes", "grünes", "blaues")],
 }
 SIZE, SIDE = 8, 2
+CUT = b"P6 4 4 255 cut"
+"""What Pillow opens as a picture, and then cannot read."""
 
 
 def make_bundle(folder: Path) -> Path:
@@ -196,6 +198,8 @@ def test_grey_and_transparent_arrays_are_pictures(captioner: Captioner) -> None:
         b"",
         "absent.jpg",
         42,
+        Image.new("RGB", (0, 5)),
+        Image.open(io.BytesIO(CUT)),
     ],
 )
 def test_what_is_no_picture_is_refused(captioner: Captioner, wrong: object) -> None:
@@ -278,6 +282,8 @@ def test_many_files_are_read_as_they_are_wanted(captioner: Captioner, tmp_path: 
     assert asked <= 24
     results.close()
     assert list(captioner.caption_all([])) == []
+    for alone in (file, str(file), file.read_bytes()):
+        assert [r.error for r in captioner.caption_all(alone)] == [None]
     assert [r.error is None for r in captioner.caption_all([tmp_path / "none.png"] * 3)] == [False] * 3
 
 
