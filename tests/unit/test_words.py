@@ -116,6 +116,8 @@ def test_ids_are_special_tokens_then_languages_then_words_by_count() -> None:
     assert words.decode([3, 5, 6, 1, 0]) == "a b"
     assert words.unknown_share(["a z", "b z z"]) == pytest.approx(0.6)
     assert words.unknown_share([]) == 0
+    turkish = Words.learn({"tr": ["IRAK"], "en": ["iris"]}, WordsConfig(min_count=1))
+    assert [turkish.unknown_share(["IRAK"], lang) for lang in ("tr", "en")] == [0, 1]
 
 
 def test_size_counts_the_special_tokens_and_ties_go_by_spelling() -> None:

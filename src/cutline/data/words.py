@@ -178,9 +178,9 @@ class Words:
             return [self._ids.get(word, UNK) for word in _words(clean)]
         return [self._ids[piece] for piece in self._splitter.encode(clean).tokens]
 
-    def unknown_share(self, captions: Iterable[str]) -> float:
+    def unknown_share(self, captions: Iterable[str], lang: str | None = None) -> float:
         """The share of tokens that this vocabulary has no word for."""
-        ids = [i for text in captions for i in self.encode(text)]
+        ids = [i for text in captions for i in self.encode(text, lang)]
         return ids.count(UNK) / max(len(ids), 1)
 
     @cached_property

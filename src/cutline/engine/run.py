@@ -154,7 +154,7 @@ def _tell(
 ) -> None:
     """What of the data a person may want to know before it is learned."""
     if known.words:
-        unknown = ", ".join(f"{known.words.unknown_share(each):.1%} in {lang}" for lang, each in texts.items())
+        unknown = ", ".join(f"{known.words.unknown_share(each, lang):.1%} in {lang}" for lang, each in texts.items())
         say(f"words: {len(known.words.pieces)}; not among them: {unknown}", quiet=quiet)
     if unjudged := [lang for lang in texts if not any(sample.captions.get(lang) for sample in judge)]:
         say(f"no captions in {', '.join(unjudged)} to validate on: the score is of the other languages", quiet=quiet)
