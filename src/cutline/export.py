@@ -10,7 +10,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,8 @@ def export_bundle(
             (draft / "consensus.npz").write_bytes(kept.to_bytes())
         return {"languages": list(words.languages), "memory": memory, "search": asdict(settings)}
 
+    if not consensus:  # then a card does not speak of it
+        settings = replace(settings, consensus=0.0)
     about = _about(f"Describes pictures in {', '.join(words.languages)}.", "cutline caption photo.jpg", _CAPTIONS)
     size = {"pictures": f"{transform.size} x {transform.size}"}
     tables = {**card, "How it captions": {**size, **asdict(settings)}}

@@ -215,8 +215,10 @@ def test_one_file_holds_the_same(captioner: Captioner, bundle: Path, tmp_path: P
 @pytest.mark.usefixtures("graphs")
 def test_the_card_says_what_it_is(captioner: Captioner, tmp_path: Path) -> None:
     card = {"Scores": {"BLEU-4": 18.512345, "note": "a | b"}, "Licence": "CC0"}
-    out = export_bundle(captioner, WORDS, captioner.encoder.transform, SEARCH, tmp_path / "colours", card)
+    settings = replace(SEARCH, consensus=2.0)  # of which there is none
+    out = export_bundle(captioner, WORDS, captioner.encoder.transform, settings, tmp_path / "colours", card)
     text = (out / "README.md").read_text()
+    assert "| consensus | 0 |" in text
     assert text.startswith("# colours\n")
     for part in ("en, de", "| BLEU-4 | 18.51 |", "a \\| b", "## Licence\n\nCC0", "48 x 48", "cutline.load("):
         assert part in text

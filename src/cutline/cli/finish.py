@@ -66,6 +66,7 @@ def _consensus(
         return agree.learn(run, captioner, words, config, learn_from, quiet=quiet)
     except DataError as error:
         say(f"without a consensus, which is learned from the training pictures: {error.what}")
+        captioner.cpu()  # wherever that was when it came up
         return None
 
 
@@ -136,6 +137,7 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     if not agreement.reached:
         raise ModelError(f"the bundle {bundle} does not caption as PyTorch does: {agreement}")
     bundled = load(bundle)
+    config = replace(config, search=bundled.settings)
     languages = [lang for lang in bundled.languages if any(s.captions.get(lang) for s in samples)]
     judged = {lang: caption_split(bundled, samples, lang, corpus, quiet=quiet) for lang in languages}
     if unreadable := {id for each in judged.values() for id in each.unreadable}:
