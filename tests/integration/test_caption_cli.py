@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cutline.cli.pictures import _looks_like_a_picture
+
 
 @pytest.fixture(scope="module")
 def bundle(tiny_run: Path) -> Path:
@@ -80,6 +82,21 @@ def test_bytes_on_standard_input_are_a_picture(run_cutline, bundle: Path, photos
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.decode() == expected
+
+
+@pytest.mark.parametrize(
+    ("head", "is_picture"),
+    [
+        (b"P6\n4 4\n255\n", True),
+        (b"P2 # by hand\n4 4\n255\n", True),
+        (b"P3\r\n640\t480\r\n255", True),
+        (b"P1 beach.png\nP2 beach.png\n", False),
+        (b"P1 2.png\n", False),
+        (b"photos/P6 4.png\n", False),
+    ],
+)
+def test_a_list_of_paths_is_told_from_a_plain_picture(head: bytes, is_picture: bool) -> None:
+    assert _looks_like_a_picture(head) == is_picture
 
 
 def test_a_broken_picture_is_named_and_the_others_go_on(run_cutline, bundle: Path, mixed: Path) -> None:

@@ -49,8 +49,8 @@ def named(arguments: Sequence[str]) -> Named:
 
 
 def _looks_like_a_picture(head: bytes) -> bool:
-    """Paths are text; every picture format but PNM's plain header soon has a byte that is not."""
-    return any(byte < 9 for byte in head) or bool(re.match(rb"P[1-6]\s", head))
+    """Paths are text; every picture format soon has a byte that is not, but PNM's, which has its size there."""
+    return any(byte < 9 for byte in head) or bool(re.match(rb"P[1-6]\s+(#|\d+\s+\d+\s)", head))
 
 
 def find_model(kind: str, variable: str) -> Path | None:
