@@ -51,7 +51,8 @@ _WORD = "|".join(
         # What French and Italian elide is a word of its own ("l'", "dell'"), so that "l'eau" is no other water.
         r"\p{Latin}+'(?=(?i:[aeiouyhàâäæéèêëîïíìôöœóòûüúù]))",
         r"\p{L}(?:\.\p{L})+(?![\p{L}\p{M}])",  # abbreviations
-        rf"(?:{_LETTER})+(?:(?:['\-]|(?<=\p{{N}})[.,:](?=\p{{N}}))(?:{_LETTER})+)*{_TSHEG}?",
+        # Inside a word may be the dot of Catalan ("col·lecció") and the marks of Hebrew as well ("צה״ל").
+        rf"(?:{_LETTER})+(?:(?:['\-·\u05f3\u05f4]|(?<=\p{{N}})[.,:](?=\p{{N}}))(?:{_LETTER})+)*{_TSHEG}?",
     )
 )
 # Other ways to write apostrophes and hyphens, and what is not seen at all.
