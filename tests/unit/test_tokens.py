@@ -58,6 +58,10 @@ def test_english(text: str, words: str) -> None:
         ("【狗】〜", "狗"),
         ("a\u00a0dog\u3000runs\u200bfast", "a dog runs fast"),
         ("a dog🐶!", "a dog 🐶"),
+        ("می‌خواهم کتاب", "می‌خواهم کتاب"),
+        ("क्‍षेत्र में", "क्‍षेत्र में"),
+        ("\u200fכלב\u200e רץ\u202c.\ufeff", "כלב רץ"),
+        ("a 👩‍🍳 ❤\ufe0f", "a 👩 🍳 ❤"),
     ],
 )
 def test_other_languages(text: str, words: str) -> None:

@@ -55,8 +55,10 @@ _WORD = "|".join(
         rf"(?:{_LETTER})+(?:(?:['\-·\u05f3\u05f4]|(?<=\p{{N}})[.,:](?=\p{{N}}))(?:{_LETTER})+)*{_TSHEG}?",
     )
 )
+UNSEEN = "\u00ad\u2060\ufeff\ufe0e\ufe0f\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""No part of any word: where a line may break or not, how a sign is drawn, and which way a text runs."""
 # Other ways to write apostrophes and hyphens, and what is not seen at all.
-_SAME = str.maketrans({"’": "'", "ʼ": "'", "＇": "'", "‐": "-", "‑": "-"} | dict.fromkeys("\u00ad\u2060\ufeff"))
+_SAME = str.maketrans({"’": "'", "ʼ": "'", "＇": "'", "‐": "-", "‑": "-"} | dict.fromkeys(UNSEEN))
 _TURKIC = str.maketrans({"I": "ı", "İ": "i"})
 
 
