@@ -13,6 +13,8 @@ from cutline.data.mirror import can_mirror, mirrored
         ("es", "a la izquierda un perro derecho", "a la derecha un perro izquierdo"),
         ("cs", "pes vlevo od pravého kola", "pes vpravo od levého kola"),
         ("en", "a bright leftover", "a bright leftover"),
+        ("en", "a left-facing dog, top-left", "a right-facing dog, top-right"),
+        ("cs", "nalevo dva psi v levých botách", "napravo dva psi v pravých botách"),
     ],
 )
 def test_sides_change_places(lang: str, text: str, turned: str) -> None:

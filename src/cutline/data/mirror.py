@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 
 _PAIRS: dict[str, list[tuple[str, str]]] = {
-    "en": [("left", "right"), ("leftmost", "rightmost"), ("left-hand", "right-hand"), ("lefthand", "righthand")],
+    "en": [("left" + ending, "right" + ending) for ending in ("", "most", "hand", "ward", "wards")],
     "de": [("links", "rechts"), ("linkshändig", "rechtshändig")]
     + [("linke" + ending, "rechte" + ending) for ending in ("", "n", "r", "s", "m")],
     "fr": [("gauche", "droite"), ("gauches", "droites"), ("gauche", "droit"), ("gauches", "droits")],
     "es": [("izquierda", "derecha"), ("izquierdas", "derechas"), ("izquierdo", "derecho"), ("izquierdos", "derechos")],
-    "cs": [("vlevo", "vpravo"), ("doleva", "doprava"), ("zleva", "zprava")]
-    + [("lev" + ending, "prav" + ending) for ending in ("á", "é", "ý", "ou", "ém", "ého", "ému", "ým")],
+    "cs": [("vlevo", "vpravo"), ("nalevo", "napravo"), ("doleva", "doprava"), ("zleva", "zprava")]
+    + [("lev" + ending, "prav" + ending) for ending in ("á", "é", "ý", "ou", "ém", "ého", "ému", "ým", "ých", "ými")],
 }
 
 
@@ -24,7 +24,8 @@ def _table(pairs: list[tuple[str, str]]) -> dict[str, str]:
 
 
 _SWAPS = {lang: _table(pairs) for lang, pairs in _PAIRS.items()}
-_WORD = re.compile(r"[\w-]+")
+_WORD = re.compile(r"\w+")
+"""Parts of compounds are words of their own: "top-left", "left-hand"."""
 
 
 def can_mirror(lang: str) -> bool:
