@@ -365,9 +365,15 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
         if odd := [key for key in stage if key not in STAGED]:
             raise ConfigError(f"stage {number + 1} changes '{odd[0]}'", expected=", ".join(STAGED))
         try:
-            metric = config.stage(number).metric
+            metric, encoder = config.stage(number).metric, config.stage(number).encoder
         except ConfigError as error:
             raise ConfigError(f"stage {number + 1}: {error.what}", expected=error.expected, fix=error.fix) from None
+        if (encoder.name, encoder.weights) != (config.encoder.name, config.encoder.weights):
+            raise ConfigError(
+                f"stage {number + 1} has another encoder, or other weights, than the run",
+                expected="changes to its train, rate and decay: each stage goes on from what was learned before it",
+                fix="name encoder and weights in [encoder], and in no stage",
+            )
         if stage.get("training", {}).get("precision") == "auto":
             raise ConfigError(
                 f"stage {number + 1} leaves its precision open", expected='fp32, bf16 or fp16; "auto" is for all stages'

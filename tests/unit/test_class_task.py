@@ -238,6 +238,19 @@ def test_other_labels_are_another_run(config: Config, coloured: Path, tmp_path: 
         resume(run.trainer(run.prepare(other, quiet=True), trainer.run), quiet=True)
 
 
+@pytest.mark.parametrize("name", ["dnn:hidden=8,layers=1", "vit_tiny_patch16_224"])
+def test_a_size_at_which_the_encoder_has_other_weights_is_refused_before_anything_is_learned(
+    config: Config, name: str
+) -> None:
+    own = replace(config, encoder=replace(config.encoder, name=name, weights="none", train="all"))
+    same, larger = {"pictures": {"size": 32}}, {"pictures": {"size": 48}}
+    run.prepare(replace(own, stages=(same, same)), quiet=True)
+    with pytest.raises(ConfigError, match="other weights for pictures of 48 pixels"):
+        run.prepare(replace(own, stages=(same, larger)), quiet=True)
+    own = replace(own, encoder=replace(own.encoder, name="small"))
+    run.prepare(replace(own, stages=(same, larger)), quiet=True)
+
+
 def test_each_stage_of_the_encoder_has_its_rate(config: Config) -> None:
     own = changed(config, encoder={"rate": 1e-4, "decay": 0.5}, training={"rate": 1e-2})
     prepared = run.prepare(own, quiet=True)

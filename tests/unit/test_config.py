@@ -58,6 +58,8 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
             "[[stages]]\ntraining = {metric = 'auto'}\n[[stages]]\ntraining = {metric = 'bleu4'}",
             "stage 2 has the metric 'bleu4', the run 'cider'",
         ),
+        ("[[stages]]\n[[stages]]\nencoder = {name = 'vgg16'}", "stage 2 has another encoder, or other weights"),
+        ("[[stages]]\nencoder = {weights = 'other.pth'}", "stage 1 has another encoder, or other weights"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, says: str, tmp_path: Path) -> None:

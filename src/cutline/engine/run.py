@@ -83,6 +83,8 @@ def prepare(
     if config.task != "classes":
         search.check(config.search)  # or else the first validation would find out
     begun = known is not None
+    if not begun and not stage:
+        weights.check_sizes(taught.without(config))
     if config.threads:
         torch.set_num_threads(config.threads)
     elif ranks.here > 1:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cutline.config import Config
-from cutline.errors import ModelError
+from cutline.errors import ConfigError, ModelError
 from cutline.models.attention import spread
 from cutline.models.captioner import Captioner
 from cutline.models.classifier import Classifier
+from cutline.models.encoders import build_encoder
 
 Model = Captioner | Classifier
 """What a run may teach; each has an encoder, and the rest of it."""
@@ -52,6 +54,24 @@ def put(model: Model, tensors: Mapping[str, Tensor]) -> None:
         for name, value in tensors.items():
             of_regions = name.rpartition(".")[2] == "places"
             live[name].copy_(spread(value, len(live[name])) if of_regions else value)
+
+
+def check_sizes(config: Config) -> None:
+    """Refuse stages at whose size of pictures the encoder has other weights than before, one for each place perhaps."""
+    first: dict[str, torch.Size] = {}
+    stages = [config.stage(number) for number in range(len(config.stages))]
+    sizes = dict.fromkeys(stage.pictures.size for stage in stages)
+    for size in sizes if len(sizes) > 1 else ():
+        pictures = replace(config.pictures, size=size)
+        encoder = build_encoder(replace(config.encoder, weights="none", train="all"), pictures)
+        shapes = {name: value.shape for name, value in encoder.state_dict().items()}
+        first = first or shapes
+        if shapes != first:
+            raise ConfigError(
+                f"the encoder '{encoder.name}' has other weights for pictures of {encoder.transform.size} pixels, and "
+                "cannot go on with those of the stages before",
+                expected="one pictures.size for all stages, or an encoder without weights for each place",
+            )
 
 
 def statistics(model: Model) -> list[Tensor]:
