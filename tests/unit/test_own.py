@@ -8,12 +8,13 @@ from torch import nn
 
 from cutline.config import EncoderConfig, PicturesConfig
 from cutline.errors import ConfigError
+from cutline.models.classifier import Classifier
 from cutline.models.encoders import Encoder, build_encoder
 
 
 def build(name: str, size: int = 0) -> Encoder:
     torch.manual_seed(0)
-    return build_encoder(EncoderConfig(name=name), PicturesConfig(size=size))
+    return build_encoder(EncoderConfig(name=name, weights="none"), PicturesConfig(size=size))
 
 
 def pictures(encoder: Encoder, count: int = 3) -> torch.Tensor:
@@ -60,6 +61,24 @@ def test_a_residual_block_passes_on_what_it_gets() -> None:
         nn.init.zeros_(conv.weight)
     x = torch.randn(2, 8, 6, 6)
     torch.testing.assert_close(block.eval()(x), x.relu())
+
+
+@pytest.mark.parametrize("width", [8, 40, 56])
+def test_group_norm_takes_any_width(width: int) -> None:
+    encoder = build(f"cnn:width={width},stages=2,norm=group", 16)
+    assert encoder(pictures(encoder)).pooled.shape == (3, 2 * width)
+
+
+@pytest.mark.parametrize("name", ["dnn:hidden=8", "cnn:width=8,stages=5", "resnet10t"])
+def test_one_picture_alone_can_be_learned_from(name: str) -> None:
+    """Where a batch norm has one value for each channel of a picture, as a last batch of one picture has it."""
+    encoder = build(name, 16)
+    classifier = Classifier(encoder, nn.Linear(encoder.pooled_channels, 2)).train()
+    classifier((pictures(encoder, 1),)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in classifier.parameters())
+    norms = [m for m in classifier.train().modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    classifier((pictures(encoder, 3),))
+    assert all(norm.training for norm in norms)
 
 
 @pytest.mark.parametrize(

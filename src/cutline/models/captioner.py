@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cutline.config import Config
 from cutline.models.decoder import Decoder, Tensors, build_decoder
 from cutline.models.dropout import dropping
-from cutline.models.encoders import Encoder, Features, build_encoder
+from cutline.models.encoders import Encoder, Features, build_encoder, see
 from cutline.models.vocabulary import PAD
 
 Array = np.ndarray[Any, Any]
@@ -30,8 +30,7 @@ class Captioner(nn.Module):
 
     def features(self, inputs: Tensors) -> Features:
         if len(inputs) == 1:
-            features: Features = self.encoder(inputs[0])
-            return features
+            return see(self.encoder, inputs[0])
         return Features(*(part.float() for part in inputs))
 
     def forward(self, inputs: Tensors, tokens: Tensor, *, sampling: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cutline.config import ClassesConfig, Config
 from cutline.models.decoder import Tensors
-from cutline.models.encoders import Encoder, Features, build_encoder
+from cutline.models.encoders import Encoder, Features, build_encoder, see
 
 
 class Classifier(nn.Module):
@@ -18,8 +18,7 @@ class Classifier(nn.Module):
 
     def features(self, inputs: Tensors) -> Features:
         if len(inputs) == 1:
-            features: Features = self.encoder(inputs[0])
-            return features
+            return see(self.encoder, inputs[0])
         return Features(*(part.float() for part in inputs))
 
     def forward(self, inputs: Tensors) -> Tensor:

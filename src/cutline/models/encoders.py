@@ -126,6 +126,25 @@ def freeze(encoder: Encoder, part: str) -> None:
             parameter.requires_grad_(index >= first)
 
 
+def see(encoder: Encoder, pictures: Tensor) -> Features:
+    """What `encoder` gives, also for one picture alone, as the last batch of an epoch may have it.
+
+    Behind pooling a batch norm has one value for each channel of a picture, and a single one has no spread. Batch norms
+    then rest, until training is next switched on.
+    """
+    features: Features
+    try:
+        features = encoder(pictures)
+    except ValueError:
+        if len(pictures) > 1 or not encoder.training:
+            raise
+        for module in encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        features = encoder(pictures)
+    return features
+
+
 def weights_hash(encoder: Encoder) -> str:
     """One short name for what the encoder computes: its kind and every weight."""
     digest = require("xxhash", "train", "naming an encoder's weights").xxh3_128()
@@ -166,6 +185,8 @@ class SmallEncoder(Encoder):
     def __init__(self, pictures: PicturesConfig) -> None:
         super().__init__()
         size = pictures.size or 96
+        if size < 12:
+            raise ConfigError(f"encoder 'small' cannot see {size} x {size} pixels", expected="12 x 12 or more")
         self.transform = Transform(
             size=size, fit=pictures.fit, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
         )

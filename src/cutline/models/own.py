@@ -116,7 +116,8 @@ def _smaller(before: int, after: int, stride: int) -> nn.Sequential:
 
 def _norm(channels: int, kind: str) -> nn.Module:
     if kind == "group":
-        return nn.GroupNorm(max(1, channels // 16), channels)
+        groups = next(count for count in range(max(1, channels // 16), 0, -1) if channels % count == 0)
+        return nn.GroupNorm(groups, channels)
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
 
 
