@@ -170,11 +170,30 @@ def test_a_pickle_that_would_run_code_is_refused_and_runs_none(tmp_path, monkeyp
         ("small:width=64", "'small' takes none"),
         (f"{TIMM}:stride", "no argument"),
         (f"{TIMM}:strides=3", "strides"),
+        (f"{TIMM}.c3_in2k", f"no weights 'c3_in2k' .*did you mean '{TIMM}.c3_in1k'"),
+        (f"{TIMM}:mean=grey", "mean=grey"),
+        (f"{TIMM}:std=(0.5,0.5)", "std=.* three in brackets"),
+        (f"{TIMM}:crop_pct=most", "crop_pct=most"),
+        (f"{TIMM}:interpolation=nearest", "interpolation=nearest .*bilinear or bicubic"),
+        (f"{TIMM}:features_only=true", "other than one grid"),
     ],
 )
 def test_names_that_mean_nothing_are_refused(name, said):
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
         encoder_of(name)
+
+
+@pytest.mark.parametrize("name", ["caformer_s18", "rdnet_tiny"])
+def test_where_timm_knows_no_parts_all_or_nothing_learns(name):
+    assert all(p.requires_grad for p in encoder_of(name, train="all").parameters())
+    assert not any(p.requires_grad for p in encoder_of(name, train="nothing").parameters())
+    with pytest.raises(ConfigError, match="stage1"):
+        encoder_of(name, train="stage1")
+
+
+def test_too_few_pixels_for_the_small_encoder():
+    with pytest.raises(ConfigError, match="8 x 8 pixels"):
+        encoder_of(pictures=PicturesConfig(size=8))
 
 
 def test_small_has_no_weights_on_the_hub():

@@ -23,6 +23,7 @@ from cutline.models.weights import WAYS_OUT, first_line, load_weights
 
 OWN = ("mean", "std", "interpolation", "crop_pct")
 """What a name's arguments may say of the preprocessing; all others are the model's."""
+_INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 class TimmEncoder(Encoder):
@@ -36,7 +37,7 @@ class TimmEncoder(Encoder):
         self.name = config.name
         kind, arguments = parse(config.name)
         _known(kind)
-        own = {key: arguments.pop(key) for key in OWN if key in arguments}
+        own = {key: _sound(key, arguments.pop(key), config.name) for key in OWN if key in arguments}
         self.model: Any = _build(kind, arguments, config.weights, pictures.size)
         self.transform = _transform(self.model, own, pictures)
         self.normalise = Normalise(self.transform)
@@ -61,7 +62,10 @@ class TimmEncoder(Encoder):
 
     def stages(self) -> list[list[nn.Parameter]]:
         named = dict(self.model.named_parameters())
-        groups = timm.models.group_parameters(self.model, self.model.group_matcher(coarse=True))
+        try:
+            groups = timm.models.group_parameters(self.model, self.model.group_matcher(coarse=True))
+        except (AttributeError, AssertionError):  # timm knows of no parts of this one
+            groups = {0: list(named)}
         return [[named[name] for name in groups[key]] for key in sorted(groups)]
 
     def checkpoint(self, on: bool) -> None:
@@ -78,6 +82,10 @@ class TimmEncoder(Encoder):
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = first_line(error)
             raise ConfigError(f"encoder '{self.name}' cannot see {size} x {size} pixels: {reason}") from None
+        except (AttributeError, TypeError) as error:  # of several branches, or asked for all its layers
+            raise ConfigError(
+                f"encoder '{self.name}' gives something other than one grid of features", expected="another timm model"
+            ) from error
         self.train(training)
         side = math.isqrt(grid.shape[1])
         if side * side != grid.shape[1]:
@@ -86,12 +94,19 @@ class TimmEncoder(Encoder):
 
 
 def _known(kind: str) -> None:
-    if not timm.is_model(kind.split(".")[0]):
+    network, _, weights = kind.partition(".")
+    if not timm.is_model(network):
         raise ConfigError(
             f"unknown encoder '{kind}'{nearest(kind, ['small', 'cnn', 'dnn', *timm.list_models()])}",
             expected='"small", "cnn", "dnn", vgg16, resnet50, inception_v3, densenet121, mobilenetv2_100, '
             "or another timm model",
         )
+    try:
+        timm.get_pretrained_cfg(kind)
+    except RuntimeError:
+        there = timm.list_models(f"{network}.*", pretrained=True)
+        hint = nearest(kind, there)
+        raise ConfigError(f"timm has no weights '{weights}' of '{network}'{hint}", expected=", ".join(there)) from None
 
 
 def _build(kind: str, arguments: dict[str, Any], weights: str, size: int) -> nn.Module:
@@ -132,6 +147,17 @@ def _from_hub(kind: str) -> dict[str, Any]:
         reason = f"{hub.constants.ENDPOINT} cannot be reached ({first_line(error)})"
         raise ModelError(f"no weights for encoder '{kind}': {reason}", fix=WAYS_OUT) from None
     return {"pretrained": True}
+
+
+def _sound(key: str, value: Any, name: str) -> Any:
+    """What a name says of the preprocessing, if it means anything."""
+    numbers = value if isinstance(value, tuple | list) and len(value) == 3 and key != "crop_pct" else (value,)
+    right = value in _INTERPOLATIONS if key == "interpolation" else all(type(n) in (int, float) for n in numbers)
+    if right:
+        return value
+    one = "a number" if key == "crop_pct" else "a number, or three in brackets"
+    expected = " or ".join(_INTERPOLATIONS) if key == "interpolation" else one
+    raise ConfigError(f"{key}={value} in encoder '{name}'", expected=expected)
 
 
 def _transform(model: nn.Module, own: dict[str, Any], pictures: PicturesConfig) -> Transform:
