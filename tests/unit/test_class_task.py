@@ -238,6 +238,12 @@ def test_other_labels_are_another_run(config: Config, coloured: Path, tmp_path: 
         resume(run.trainer(run.prepare(other, quiet=True), trainer.run), quiet=True)
 
 
+def test_random_weights_that_are_not_learned_are_told(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    for train, told in (("nothing", True), ("all", False)):
+        run.prepare(replace(config, encoder=replace(config.encoder, train=train)))
+        assert ("weights are random, and it does not learn" in capsys.readouterr().err) == told
+
+
 @pytest.mark.parametrize("name", ["dnn:hidden=8,layers=1", "vit_tiny_patch16_224"])
 def test_a_size_at_which_the_encoder_has_other_weights_is_refused_before_anything_is_learned(
     config: Config, name: str

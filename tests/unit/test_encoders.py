@@ -216,7 +216,7 @@ def test_without_a_network_the_ways_out_are_named_at_once(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "ModelError no weights for encoder 'resnet10t'" in done.stdout
-    assert all(way in done.stdout for way in ("a file", '"none"', '"small"'))
+    assert all(way in done.stdout for way in ("a file", '"none"', '"small"', "--train-encoder all"))
 
 
 def test_hash_tells_weights_and_kinds_apart():

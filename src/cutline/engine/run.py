@@ -112,6 +112,8 @@ def prepare(
     begin(model)
     weights.put(model, start or {})
     say(_describe(model), quiet=quiet)
+    if not begun and weights.is_frozen(model.encoder) and not begins_learned(config.encoder):
+        say("the encoder's weights are random, and it does not learn them (--train-encoder all)", quiet=quiet)
     model = model.to(device.torch)
     learn_from, judge_from = (sources or stored_or_pictures)(config, model, learn, judge, quiet)
     batches = _batches(config, known, languages, learn, learn_from, ranks)

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from cutline.errors import ModelError
 
-WAYS_OUT = 'name a file (--weights FILE), or learn from scratch (--weights "none", or --encoder "small")'
+WAYS_OUT = (
+    'name a file (--weights FILE), or learn from scratch (--weights "none", or --encoder "small", and for either '
+    "--train-encoder all)"
+)
 
 
 def load_weights(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
