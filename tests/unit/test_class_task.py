@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,6 +237,27 @@ def test_other_labels_are_another_run(config: Config, coloured: Path, tmp_path: 
     other = replace(trainer.task.config, data=replace(config.data, path=str(moved)))
     with pytest.raises(ConfigError, match="the classes are others"):
         resume(run.trainer(run.prepare(other, quiet=True), trainer.run), quiet=True)
+
+
+def test_a_picture_that_can_be_read_again_makes_another_run(
+    config: Config, coloured: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one more to learn from, the order of all of them is another."""
+    monkeypatch.setenv("CUTLINE_CACHE", str(tmp_path / "cache"))
+    mine = shutil.copytree(coloured, tmp_path / "mine")
+    config = replace(config, data=replace(config.data, path=str(mine), skip_bad=True))
+    config = changed(config, encoder={"train": "nothing"}, training={"epochs": 1})
+    learned_from = run.prepare(config, quiet=True).batches.names
+    picture = mine / learned_from[0]
+    good = picture.read_bytes()
+    picture.write_bytes(good[:60])
+    trainer = trainer_of(config)
+    assert trainer.batches.count == len(learned_from) - 1
+    train(trainer, quiet=True)
+    resume(run.trainer(run.prepare(config, quiet=True), trainer.run), quiet=True)
+    picture.write_bytes(good)
+    with pytest.raises(ConfigError, match=r"others \(they were 33 to learn from.* now 34"):
+        resume(run.trainer(run.prepare(config, quiet=True), trainer.run), quiet=True)
 
 
 def test_random_weights_that_are_not_learned_are_told(config: Config, capsys: pytest.CaptureFixture[str]) -> None:

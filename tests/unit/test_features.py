@@ -192,6 +192,21 @@ def test_unreadable_pictures_are_all_named_and_what_is_done_is_kept(samples, enc
     assert contents(made(samples, encoder, tmp_path / "store").path) == whole
 
 
+def test_a_picture_that_was_left_out_is_no_longer_when_it_is_mended(samples, encoder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("CUTLINE_CACHE", str(tmp_path / "cache"))
+    config = Config(device="cpu", data=DataConfig(skip_bad=True), encoder=EncoderConfig(name="small"))
+    good = samples[2].image.read_bytes()
+    samples[2].image.write_bytes(good[:60])
+    made(samples, encoder, tmp_path / "store", skip_bad=True)
+    for _ in range(2):  # built, and found again
+        assert "02.png" not in open_or_build(samples, encoder, config)
+        assert "1 pictures cannot be read and were left out" in capsys.readouterr().err
+    samples[2].image.write_bytes(good)
+    assert "02.png" in open_or_build(samples, encoder, config, quiet=True)
+    with pytest.raises(ModelError, match=r"1 pictures have changed .*02\.png"):
+        made(samples, encoder, tmp_path / "store", skip_bad=True)
+
+
 def test_no_readable_picture_at_all(samples, encoder, tmp_path):
     for sample in samples:
         sample.image.write_bytes(b"")

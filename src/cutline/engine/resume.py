@@ -88,7 +88,7 @@ def _metric(facts: Mapping[str, Any]) -> str:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was when a checkpoint was saved, each in words."""
     found = []
-    if before["data"]["hash"] != now["data"]["hash"]:
+    if before["data"] != now["data"]:
         was, is_now = (f"{f['data']['train']} to learn from, {f['data']['val']} to validate on" for f in (before, now))
         found.append(f"the pictures or captions are others (they were {was}; now {is_now})")
     for unit, what in (("words", "the vocabulary is another"), ("classes", "the classes are others")):

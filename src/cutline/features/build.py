@@ -89,8 +89,8 @@ def open_or_build(samples: Sequence[Sample], encoder: Encoder, config: Config, *
             store.check(key)
             if not all(s.id in store or s.id in store.index["left_out"] for s in samples):
                 continue
-            there = [sample for sample in samples if sample.id in store]
-            if (len(there) < len(samples) and not config.data.skip_bad) or store.changed(there):
+            left_out = [sample for sample in samples if sample.id not in store]
+            if (left_out and not config.data.skip_bad) or store.changed(samples):
                 continue
             if damaged := store.verify():
                 raise ModelError(f"{store.path}: the features of {len(damaged)} pictures are damaged")
@@ -98,6 +98,8 @@ def open_or_build(samples: Sequence[Sample], encoder: Encoder, config: Config, *
             say(f"not used: {error.what}", quiet=quiet)
             continue
         say(f"features: {store.path} ({store.index['backend']} {store.key.precision})", quiet=quiet)
+        if left_out:
+            say(f"{len(left_out)} pictures cannot be read and were left out", quiet=quiet)
         return store
     return build(
         samples,
@@ -135,7 +137,7 @@ def _already(out: Path, key: StoreKey, samples: Sequence[Sample], skip_bad: bool
     wanted = [sample.id for sample in samples if sample.id not in store.index["left_out"]]
     if wanted != list(store.ids):
         raise ModelError(f"{out} holds features of other pictures: {len(store)}, not {len(wanted)}", fix=fix)
-    if changed := store.changed(sample for sample in samples if sample.id in store):
+    if changed := store.changed(samples):
         raise ModelError(
             f"{len(changed)} pictures have changed since {out} was built: {', '.join(changed[:10])}", fix=fix
         )

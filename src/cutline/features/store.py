@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cutline.data.corpus import Sample
+from cutline.data.images import readable
 from cutline.errors import ModelError, require
 
 VERSION = 1
@@ -105,10 +106,14 @@ class FeatureStore:
     def changed(self, samples: Iterable[Sample]) -> list[str]:
         """Pictures whose file no longer holds what was encoded; one that is gone cannot contradict.
 
-        A file of the recorded size and time is taken as unchanged; any other is read and its hash compared.
+        A file of the recorded size and time is taken as unchanged; any other is read and its hash compared. One that was
+        left out has changed if it can be read now.
         """
         found = []
         for sample in samples:
+            if sample.id not in self:
+                found += [sample.id for _ in readable([sample.image])]
+                continue
             size, modified, content = self.index["pictures"][self._row_of[sample.id]]
             try:
                 status = sample.image.stat()
