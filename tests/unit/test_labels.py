@@ -106,6 +106,12 @@ def test_validation_gets_its_share_of_what_is_for_training(tmp_path: Path) -> No
     assert not read_corpus(tmp_path, val_share=0).split("val")
 
 
+def test_validation_gets_a_picture_of_however_few_that_are_for_training(tmp_path: Path) -> None:
+    classes(tmp_path, train__cow=4, train__hen=4, train__owl=4, test__cow=3, test__hen=3)
+    corpus = read_corpus(tmp_path)
+    assert [len(corpus.split(name)) for name in ("train", "val", "test")] == [11, 1, 6]
+
+
 def test_all_is_divided_anew_where_that_is_asked_for(tmp_path: Path) -> None:
     """As with COCO's validation pictures, when those are all there are."""
     classes(tmp_path, val__cat=50, val__dog=50)

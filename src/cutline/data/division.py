@@ -30,8 +30,8 @@ def divide(entries: Sequence[Entry], shares: tuple[float, float], seed: int) -> 
         _by_class(undivided, shares, seed)
     else:
         _by_place(undivided, shares, seed)
-    if len(undivided) == len(entries) >= len(SPLITS):
-        _fill(undivided, shares, seed)
+    if len(undivided) >= len(SPLITS):
+        _fill(entries, undivided, shares, seed)
     how = ", each class by itself" if labelled else ""
     what = "training pictures" if len(undivided) < len(entries) or given["train"] else "pictures"
     return f"{len(undivided):,} {what} divided by seed {seed}{how}"
@@ -62,15 +62,14 @@ def _by_class(entries: Sequence[Entry], shares: tuple[float, float], seed: int) 
             entry.split = "val" if number < val else "test" if number < held else "train"
 
 
-def _fill(entries: Sequence[Entry], shares: tuple[float, float], seed: int) -> None:
-    """A few pictures may all fall on one side, but each split that is wanted needs at least one."""
-    ordered = sorted(entries, key=lambda entry: (place(entry.id, seed), entry.id))
+def _fill(entries: Sequence[Entry], undivided: Sequence[Entry], shares: tuple[float, float], seed: int) -> None:
+    """A few pictures may all fall on one side, but each split that is wanted needs at least one of all `entries`."""
+    ordered = sorted(undivided, key=lambda entry: (place(entry.id, seed), entry.id))
     for split, share in zip(SPLITS, (1.0, *shares)):
-        counts = Counter(entry.split for entry in entries)
-        if share and not counts[split]:
-            largest = counts.most_common(1)[0][0]
+        if share and not any(entry.split == split for entry in entries):
+            largest = Counter(entry.split for entry in undivided).most_common(1)[0][0]
             # Rather one whose class has others there, so that it is still learned.
-            classes = Counter(entry.label for entry in entries if entry.split == largest)
+            classes = Counter(entry.label for entry in undivided if entry.split == largest)
             there = [entry for entry in ordered if entry.split == largest]
             next((entry for entry in there if classes[entry.label] > 1), there[0]).split = split
 
