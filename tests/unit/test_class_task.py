@@ -261,8 +261,8 @@ def test_a_picture_that_can_be_read_again_makes_another_run(
 
 
 def test_random_weights_that_are_not_learned_are_told(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    for train, told in (("nothing", True), ("all", False)):
-        run.prepare(replace(config, encoder=replace(config.encoder, train=train)))
+    for part, told in (("nothing", True), ("all", False)):
+        run.prepare(replace(config, encoder=replace(config.encoder, train=part)))
         assert ("weights are random, and it does not learn" in capsys.readouterr().err) == told
 
 

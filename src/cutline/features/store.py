@@ -106,8 +106,8 @@ class FeatureStore:
     def changed(self, samples: Iterable[Sample]) -> list[str]:
         """Pictures whose file no longer holds what was encoded; one that is gone cannot contradict.
 
-        A file of the recorded size and time is taken as unchanged; any other is read and its hash compared. One that was
-        left out has changed if it can be read now.
+        A file of the recorded size and time is taken as unchanged; any other is read and its hash compared. One that
+        was left out has changed if it can be read now.
         """
         found = []
         for sample in samples:
