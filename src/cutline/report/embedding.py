@@ -22,6 +22,8 @@ def pca(features: NDArray[np.floating], wanted: int) -> NDArray[np.float64]:
 def tsne(features: NDArray[np.floating]) -> NDArray[np.float64]:
     """(N,P) to (N,2) in which neighbours stay neighbours; distances between groups mean nothing."""
     manifold = require("sklearn.manifold", "train", "the map of pictures")
+    if (features == features[0]).all():  # scikit-learn would divide by their spread, and crash
+        return np.zeros((len(features), 2))
     few = min(30.0, (len(features) - 1) / 3)
     start = pca(features, _KEPT)
     found = manifold.TSNE(2, perplexity=few, init="pca", random_state=0).fit_transform(start)
