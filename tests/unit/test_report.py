@@ -187,6 +187,11 @@ def test_several_languages(tmp_path: Path, picture: Path) -> None:
     assert [label for label in page.said("span") if label in found] == ["en", "de"] * 2
 
 
+def test_one_picture_is_one_picture(tmp_path: Path) -> None:
+    page, _ = write(tmp_path, scores={"en": score({"1": "a dog"}, {"1": ["a dog"]})})
+    assert " 1 picture" in page.said("p")
+
+
 def test_one_language_is_not_said_at_every_picture(tmp_path: Path, picture: Path) -> None:
     page, _ = write(tmp_path, examples=[Example(picture, caption("a dog"), (), 1.0)] * 3)
     assert page.said("span").count("en") == 1
@@ -210,6 +215,16 @@ def test_curves(tmp_path: Path) -> None:
     assert labels[1] == "Validation BLEU-4 by step: en 10 at 500, 40 at 2000; de 8.333 at 500, 33.33 at 2000"
     assert {"0", "2,000", "step", "0.1"} <= set(page.said("text"))
     assert all(0 <= x <= 420 and 0 <= y <= 250 for line in lines for x, y in line)
+
+
+def test_a_loss_below_nought_is_drawn_below_nought(tmp_path: Path) -> None:
+    losses = [2.0, 1.0, -0.5, -1.1]  # nats, then what captions of its own were worth
+    page, _ = write(tmp_path, curves=[{"kind": "step", "step": n, "loss": loss} for n, loss in enumerate(losses, 1)])
+    heights = [float(pair.split(",")[1]) for pair in str(page.all("polyline")[0]["points"]).split()]
+    assert heights[1] - heights[0] == pytest.approx((heights[3] - heights[0]) / 3.1, abs=0.1)
+    assert {"-2", "-1", "0", "1", "2"} <= set(page.said("text"))
+    zero = next(float(str(line["y1"])) for line in page.all("line", class_="axis"))
+    assert heights[1] < zero < heights[2] < heights[3] < 250
 
 
 def test_a_run_that_was_not_yet_validated_or_went_wrong(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Lines as SVG: learning curves over the steps of a run, and whatever else is a few lines over a scale from 0."""
+"""Lines as SVG: learning curves over the steps of a run, and whatever else is a few lines over a scale with a 0."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def plot(title: str, lines: Mapping[str, Points], across: str = "step") -> Html:
     """Lines by name over a common scale, which `across` names."""
     every = [point for points in lines.values() for point in points]
     rightward = ticks(max(x for x, _ in every))
-    upward = ticks(max(y for _, y in every))
+    upward = scale([y for _, y in every])
     ends = "; ".join(_ends(name, points) for name, points in lines.items())
     drawing = tag(
         "svg",
         _axes(rightward, upward, across),
-        *(_line(points, number, rightward[-1], upward[-1]) for number, points in enumerate(lines.values())),
+        *(_line(points, number, rightward[-1], upward) for number, points in enumerate(lines.values())),
         viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=f"{title} by {across}: {ends}",
     )  # fmt: skip
     names = [tag("span", name, class_=f"key line-{number % COLOURS}") for number, name in enumerate(lines) if name]
@@ -79,10 +79,20 @@ def ticks(high: float) -> list[float]:
     return [step * number for number in range(math.ceil(high / step - 1e-9) + 1)]
 
 
+def scale(values: Sequence[float]) -> list[float]:
+    """Round numbers around all values and 0: what is learned from rewards has a loss below it."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    if low == 0:
+        return ticks(high)
+    step = ticks(high - low)[1]
+    down, up = (math.ceil(end / step - 1e-9) for end in (-low, high))
+    return [step * number for number in range(-down, up + 1)]
+
+
 def _axes(rightward: Sequence[float], upward: Sequence[float], across: str) -> Html:
     parts = []
     for value in upward:
-        y = f"{_y(value, upward[-1]):.1f}"
+        y = f"{_y(value, upward):.1f}"
         parts.append(tag("line", x1=_LEFT, x2=_WIDTH - _RIGHT, y1=y, y2=y, class_="grid" if value else "axis"))
         parts.append(tag("text", _number(value), x=_LEFT - 7, y=y, dy="0.35em", text_anchor="end"))
     foot = _HEIGHT - _BOTTOM
@@ -95,8 +105,8 @@ def _axes(rightward: Sequence[float], upward: Sequence[float], across: str) -> H
     return join(*parts)
 
 
-def _line(points: Points, number: int, right: float, top: float) -> Html:
-    at = [(f"{_x(x, right):.1f}", f"{_y(y, top):.1f}") for x, y in points]
+def _line(points: Points, number: int, right: float, upward: Sequence[float]) -> Html:
+    at = [(f"{_x(x, right):.1f}", f"{_y(y, upward):.1f}") for x, y in points]
     dots = at if len(at) <= 30 else []
     return tag(
         "g",
@@ -110,13 +120,14 @@ def _x(value: float, right: float) -> float:
     return _LEFT + value / right * (_WIDTH - _LEFT - _RIGHT)
 
 
-def _y(value: float, top: float) -> float:
-    return _HEIGHT - _BOTTOM - max(value, 0) / top * (_HEIGHT - _TOP - _BOTTOM)
+def _y(value: float, upward: Sequence[float]) -> float:
+    share = (value - upward[0]) / (upward[-1] - upward[0])
+    return _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
 
 
 def _number(value: float) -> str:
     """`1,500`, `0.25`, `4e-5`."""
-    if value >= 1000:
+    if abs(value) >= 1000:
         return f"{value:,.0f}"
     text = f"{value:.6g}"
     return text.replace("e-0", "e-")

@@ -64,7 +64,7 @@ def _headlines(scores: Mapping[str, Scores]) -> Html | None:
     cards = [
         tag(
             "article",
-            tag("p", tag("span", lang, class_="lang"), f" {found.count:,} pictures", class_="muted"),
+            tag("p", tag("span", lang, class_="lang"), f" {_pictures(found.count)}", class_="muted"),
             tag(
                 "dl",
                 tag("div", tag("dt", "BLEU-4"), tag("dd", _figure(found.bleu[3]))),
@@ -139,6 +139,10 @@ def _folded(name: str, texts: Sequence[str], lang: str) -> Html:
         return join()
     entries = (tag("li", text, lang=lang, dir="auto") for text in texts)
     return tag("details", tag("summary", f"{name} ({len(texts)})"), tag("ul", *entries))
+
+
+def _pictures(count: int) -> str:
+    return f"{count:,} picture{'s' * (count != 1)}"
 
 
 def _figure(value: float) -> str:
