@@ -145,10 +145,42 @@ def test_a_thousand_classes_make_a_page_that_can_be_opened(tmp_path: Path, pictu
 
 
 def test_the_matrix_tells_each_cell() -> None:
-    drawn = matrix(np.array([[3, 1], [0, 2]]), ["cat", "dog"])
+    drawn = matrix(np.array([[3, 1], [0, 2]]), ["cat", "dog"], np.array([4, 2]))
     assert texts(drawn, "title") == ["cat as such: 3 of 4", "cat taken for dog: 1 of 4", "dog as such: 2 of 2"]
     shades = [float(shade) for shade in re.findall(r'fill-opacity="([^"]*)"', drawn)]
     assert shades == [0.78, 0.34, 1.0]
+
+
+def test_cells_of_some_classes_are_shares_of_all_their_pictures(tmp_path: Path) -> None:
+    """Each of 41 classes is found once and taken for the next once; 40 are shown, the last one's mistake is not."""
+    labels = np.repeat(np.arange(41), 2)
+    taken = (labels + np.arange(82) % 2) % 41
+    several = Classified([tmp_path / "gone.png"] * 82, labels, np.eye(41)[taken], [f"class {k}" for k in range(41)])
+    told = texts(section(write(tmp_path, several), "What is taken for what"), "title")
+    assert "class 39 as such: 1 of 2" in told
+    assert len(told) == 40 + 39
+
+
+def test_names_stay_within_their_figures() -> None:
+    wide = "绿色的东西和其他很多很多东西的名字非常长"
+    names = [f"Donaudampfschifffahrtsgesellschaft {n}" for n in range(4)] + [wide]
+    drawn = scatter("A map", np.array([[0.0, 0], [1, 0], [0, 1], [1, 1], [1, 0.5]]), names, list("12345"))
+    for at, name in re.findall(r'<text x="([^"]*)"[^>]*>([^<]*)<', drawn):
+        half = 6 * sum(1 + (letter in wide) for letter in name) / 2
+        assert half <= float(at) <= 640 - half
+    drawn = matrix(np.eye(2, dtype=int), [wide, "b"], np.ones(2, int))
+    name, room = texts(drawn, "text")[0], float(re.findall(r'<text x="([^"]*)"', drawn)[0])
+    assert name.endswith("…")
+    assert room >= 12 * (len(name) - 1)
+
+
+def test_very_long_names_leave_room_for_the_rest(tmp_path: Path, pictures: list[Path]) -> None:
+    """Both names of a mistake begin a row, and wrap where the page is narrow; so do those of a chart's lines."""
+    page = write(tmp_path, found(pictures))
+    mistakes = section(page, "What is taken for what").rpartition("<tbody>")[2]
+    assert texts(mistakes, "th")[:2] == ["dog", "cat"]
+    style = page.partition("<style>")[2].partition("</style>")[0]
+    assert all(re.search(rf"{what} {{[^}}]*overflow-wrap: anywhere", style) for what in (r"tbody th", r"\.key"))
 
 
 def test_the_map_has_every_picture_in_its_classs_colour() -> None:
@@ -187,6 +219,7 @@ def test_components_and_neighbours() -> None:
     neighbours = (apart + 1e9 * np.eye(30)).argmin(1)
     assert (same[neighbours] == same).all()
     assert (tsne(groups) == near).all()  # the same each time
+    assert not tsne(np.full((41, 10), 0.1, np.float32)).any()  # of an encoder that sees the same in every picture
 
 
 # Inside -----------------------------------------------------------------------------------------------------------

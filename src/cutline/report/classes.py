@@ -164,8 +164,8 @@ class _Page:
             chosen = np.sort(np.argsort(-wrong, kind="stable")[:_IN_MATRIX])
             note = tag("p", f"Of {len(names):,} classes, the {_IN_MATRIX} that are mistaken most.", class_="muted")
         rows = [[is_, taken, f"{count:,}"] for is_, taken, count in self.scores.confused(12)]
-        commonest = table(["Class", "Taken for", "Pictures"], rows) if rows else join()
-        drawing = matrix(counts[np.ix_(chosen, chosen)], names[chosen].tolist())
+        commonest = table(["Class", "Taken for", "Pictures"], rows, about=2) if rows else join()
+        drawing = matrix(counts[np.ix_(chosen, chosen)], names[chosen].tolist(), self.scores.support[chosen])
         return join(note, tag("div", drawing, class_="wide"), commonest)
 
     def classes(self) -> Html:

@@ -44,9 +44,12 @@ def facts_list(facts: Mapping[str, str]) -> Html | None:
     return tag("dl", *entries, class_="facts") if facts else None
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Html:
-    """A table whose rows each begin with what they are about."""
-    body = [tag("tr", tag("th", name, scope="row"), *(tag("td", cell) for cell in cells)) for name, *cells in rows]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], about: int = 1) -> Html:
+    """A table whose rows each begin with what they are about, in one cell or more."""
+    body = [
+        tag("tr", *(tag("th", name, scope="row") for name in row[:about]), *(tag("td", cell) for cell in row[about:]))
+        for row in rows
+    ]
     heading = tag("tr", *(tag("th", name, scope="col") for name in head))
     return tag("div", tag("table", tag("thead", heading), tag("tbody", *body)), class_="wide")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,19 +17,24 @@ from cutline.report.html import Html, join, tag
 Floats = NDArray[np.floating]
 
 _LABEL = 7.0
-"""Width of a letter in a figure's units, about."""
+"""Width of a letter in a figure's units, about; of a Chinese or Japanese one, twice as much."""
+_LONGEST = 22
+"""Letters of a name that there is room for."""
 _MAP = (640, 480)
 _EDGE = 14
 _NUMBERED = 12
 """Classes up to which there is room for numbers in a matrix."""
 
 
-def matrix(counts: NDArray[np.integer], names: Sequence[str]) -> Html:
-    """Pictures by class, a row each, and by what they were taken for; a cell is as dark as its share of the row."""
+def matrix(counts: NDArray[np.integer], names: Sequence[str], pictures: NDArray[np.integer]) -> Html:
+    """Pictures by class, a row each, and by what they were taken for; a cell is as dark as its share of the class.
+
+    `pictures` has how many a class has, also where not all that they were taken for is among these classes.
+    """
     size = len(names)
     cell = 30.0 if size <= _NUMBERED else 15.0
     short = [_short(name) for name in names]
-    room = _LABEL * max(map(len, short)) + 10
+    room = max(map(_width, short)) + 10
     parts = []
     for row, name in enumerate(short):
         middle = room + (row + 0.5) * cell
@@ -36,12 +42,11 @@ def matrix(counts: NDArray[np.integer], names: Sequence[str]) -> Html:
         turned = f"rotate(-90 {middle:g} {room - 6:g})"
         parts.append(tag("text", name, x=f"{middle:g}", y=room - 6, dy="0.35em", transform=turned))
     parts.append(tag("rect", x=room, y=room, width=size * cell, height=size * cell, class_="frame"))
-    whole = np.maximum(counts.sum(1), 1)
     for i, j in zip(*(axis.tolist() for axis in np.nonzero(counts))):
-        count, share = int(counts[i, j]), counts[i, j] / whole[i]
+        count, share = int(counts[i, j]), counts[i, j] / pictures[i]
         told = f"{names[i]} taken for {names[j]}" if i != j else f"{names[i]} as such"
         x, y = room + j * cell, room + i * cell
-        about = tag("title", f"{told}: {count:,} of {int(whole[i]):,}")
+        about = tag("title", f"{told}: {count:,} of {int(pictures[i]):,}")
         kind = "right" if i == j else "wrong"
         shade = f"{0.12 + 0.88 * share:.2f}"
         parts.append(tag("rect", about, x=x, y=y, width=cell, height=cell, class_=f"cell {kind}", fill_opacity=shade))
@@ -76,7 +81,8 @@ def scatter(title: str, points: Floats, groups: Sequence[str], told: Sequence[st
         ]
         dots.append(tag("g", *circles, class_="dots", fill=f"hsl({360 * number // len(names)}, 65%, 50%)"))
         x, y = np.median(at[members], axis=0).tolist()
-        half = _LABEL * len(_short(name)) / 2
+        half = _width(_short(name)) / 2
+        x = min(max(x, half), width - half)  # whole, also where its points are at the edge
         if not any(abs(x - u) < half + w and abs(y - v) < 2 * _LABEL for u, v, w in taken):
             taken.append((x, y, half))
             labels.append(tag("text", _short(name), x=f"{x:.1f}", y=f"{y:.1f}", text_anchor="middle", class_="amid"))
@@ -122,5 +128,13 @@ def _bytes(square: Floats) -> NDArray[np.uint8]:
     return ((values - low) / max(high - low, 1e-12) * 255).round().astype(np.uint8)
 
 
-def _short(name: str, most: int = 22) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+def _short(name: str) -> str:
+    if _width(name) <= _LABEL * _LONGEST:
+        return name
+    while _width(name) > _LABEL * (_LONGEST - 1):
+        name = name[:-1]
+    return f"{name}…"
+
+
+def _width(text: str) -> float:
+    return _LABEL * sum(1 + (unicodedata.east_asian_width(letter) in "WF") for letter in text)
