@@ -82,7 +82,7 @@ def scatter(title: str, points: Floats, groups: Sequence[str], told: Sequence[st
         dots.append(tag("g", *circles, class_="dots", fill=f"hsl({360 * number // len(names)}, 65%, 50%)"))
         x, y = np.median(at[members], axis=0).tolist()
         half = _width(_short(name)) / 2
-        x = min(max(x, half), width - half)  # whole, also where its points are at the edge
+        x = min(max(x, half + _EDGE), width - half - _EDGE)  # whole, also where its points are at the edge
         if not any(abs(x - u) < half + w and abs(y - v) < 2 * _LABEL for u, v, w in taken):
             taken.append((x, y, half))
             labels.append(tag("text", _short(name), x=f"{x:.1f}", y=f"{y:.1f}", text_anchor="middle", class_="amid"))
