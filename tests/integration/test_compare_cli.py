@@ -74,6 +74,12 @@ def test_best_is_by_accuracy_whatever_else_is_there(run_cutline: Run, tmp_path: 
     assert [run["name"] for run in found["runs"]] == ["b", "a"]
 
 
+def test_an_accuracy_is_as_sure_as_the_pictures_with_a_label_are_many(run_cutline: Run, tmp_path: Path) -> None:
+    make(tmp_path / "a", accuracy=60.0, en_cider=40.0, en_count=5000)
+    done = run_cutline("compare", tmp_path, "--no-time")
+    assert "of 200 pictures, an accuracy of 60.0 means 53.1 to 66.5" in done.stdout
+
+
 def test_best_of_several_languages_is_by_their_mean(run_cutline: Run, tmp_path: Path) -> None:
     make(tmp_path / "a", en_cider=60.0, de_cider=20.0, en_bleu_4=20.0)
     make(tmp_path / "b", en_cider=50.0, de_cider=45.0, en_bleu_4=70.0, rate=1e-2)

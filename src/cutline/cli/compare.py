@@ -49,7 +49,7 @@ class Row:
     scores: dict[str, float]
     """By what they are called in a table."""
     pictures: int | None
-    """That the scores are of."""
+    """That the scores are of; of a run that has learned both, those of its classes."""
     parameters: int | None
     bytes: int | None
     """Of its bundle."""
@@ -100,13 +100,13 @@ def _row(path: Path, form: Compare) -> Row:
     for ending, shown in _OF_CAPTIONS.items():
         by_language = {key.removesuffix(f"_{ending}"): v for key, v in best.items() if key.endswith(f"_{ending}")}
         scores |= {f"{shown} {lang}": float(value) for lang, value in by_language.items()}
-    counts = [value for key, value in best.items() if key == "count" or key.endswith("_count")]
+    counts = [best.get("count", 0)] if classes else [v for key, v in best.items() if key.endswith("_count")]
     encoder = settings.encoder.name
     return Row(
         name=run.name,
         model=encoder if classes else f"{encoder} + {settings.decoder.kind}",
         scores=scores,
-        pictures=int(max(counts)) if counts else None,
+        pictures=int(max(counts, default=0)) or None,
         parameters=_parameters(run),
         bytes=size_of(bundle) if bundle.exists() else None,
         time=_time(bundle, settings) if bundle.exists() and not form.no_time else None,
