@@ -117,6 +117,34 @@ def test_a_picture_damaged_meanwhile_is_in_no_score_and_ends_nothing(
     assert exported.returncode == 0, exported.stderr
 
 
+def test_what_evaluate_writes_is_scored_alike_in_each_language(
+    tmp_path: Path, tiny_run: Path, run_cutline: Run
+) -> None:
+    done = run_cutline("evaluate", tiny_run, "--out", tmp_path / "said.jsonl", "--format", "json", "--quiet")
+    assert done.returncode == 0, done.stderr
+    evaluated = json.loads(done.stdout)
+    assert len(evaluated) == 2
+    data = tomllib.loads((tiny_run / "config.toml").read_text())["data"]["path"]
+    for lang, found in evaluated.items():
+        scored = run_cutline(
+            "score", tmp_path / "said.jsonl", data, "--split", "val", "--lang", lang, "--format", "json"
+        )
+        assert scored.returncode == 0, scored.stderr
+        names = ("cider", "bleu_4", "rouge_l", "count")
+        assert [json.loads(scored.stdout)[name] for name in names] == pytest.approx([found[name] for name in names])
+
+
+def test_without_training_captions_none_are_called_new(tmp_path: Path, tiny_run: Path, run_cutline: Run) -> None:
+    shutil.copy(
+        next(Path(tomllib.loads((tiny_run / "config.toml").read_text())["data"]["path"]).rglob("*.png")), tmp_path
+    )
+    (picture,) = tmp_path.glob("*.png")
+    (tmp_path / "t.csv").write_text(f"image,caption,lang,split\n{picture.name},a red box,en,test\n")
+    done = run_cutline("evaluate", tiny_run / "bundle", "--data", tmp_path, "--split", "test", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["en"]["novel"] is None
+
+
 def test_resume_refuses_other_data(tmp_path: Path, tiny_run: Path, run_cutline: Run) -> None:
     run = shutil.copytree(tiny_run, tmp_path / "run")
     config = (run / "config.toml").read_text()

@@ -59,6 +59,8 @@ def test_whole_numbers_are_ids_and_empty_captions_are_captions(tmp_path: Path) -
         '{"path": "1.jpg", "captions": [{"text": "a dog"}]}\n{"path": "2.jpg", "error": "empty file"}\n',
         '[{"path": "1.jpg", "captions": [{"text": "a dog"}]}, {"path": "2.jpg", "error": "empty file"}]',
         "path,caption,score,lang,error\n1.jpg,a dog,-1,en,\n2.jpg,,,,empty file\n",
+        '{"path": "1.jpg", "captions": [{"text": "a dog"}], "label": "dog", "guesses": [{"label": "cat"}]}\n'
+        '{"path": "2.jpg", "label": "dog", "guesses": [{"label": "cat"}]}\n',
     ],
 )
 def test_a_picture_that_could_not_be_captioned_has_no_prediction(text: str, tmp_path: Path) -> None:
@@ -78,6 +80,9 @@ def test_one_language_of_several(tmp_path: Path) -> None:
         read_predictions(both)
     with pytest.raises(DataError, match="no caption in fr: only in en, de"):
         read_predictions(both, "fr")
+    rows = ({"path": "2.jpg", "captions": captions[:1]}, {"path": "1.jpg", "captions": captions})
+    not_all = write(tmp_path, "".join(json.dumps(row) + "\n" for row in rows))  # not every picture in every language
+    assert read_predictions(not_all, "de") == {"1.jpg": "ein Hund"}
     table = write(tmp_path, "image,lang,caption\n1.jpg,en,a dog\n1.jpg,de,ein Hund\n")
     assert read_predictions(table, "en") == {"1.jpg": "a dog"}
 

@@ -91,8 +91,12 @@ def main(arguments: list[str]) -> int:
     corpus = _corpus(given)
     results = [_captions(m, corpus, given) if hasattr(m, "caption") else _classes(m, corpus, given) for m in models]
     if given.out:
+        rows: dict[str, Row] = {}
+        for _, said in results:
+            for id, row in said.items():
+                rows.setdefault(id, {"path": id}).update(row)
         with given.out.open("x", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for _, rows in results for row in rows)
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows.values())
     if given.format == "json":
         print(json.dumps({of: each.to_dict() for scores, _ in results for of, each in scores.items()}, indent=1))
     else:
@@ -108,7 +112,8 @@ def _bundles(model: Path) -> list[Path]:
     return [path for name in ("bundle", "bundle-classes") if (path := model / name).exists()] or [model / "bundle"]
 
 
-def _captions(captioner: Captioner, corpus: Corpus, given: Evaluate) -> tuple[Mapping[str, Judgement], list[Row]]:
+def _captions(captioner: Captioner, corpus: Corpus, given: Evaluate) -> tuple[Mapping[str, Judgement], dict[str, Row]]:
+    """Scores by language, and what is said of each picture, in all languages."""
     samples = corpus.split(given.split)[: given.limit or None]
     there = list(dict.fromkeys(lang for sample in samples for lang, texts in sample.captions.items() if texts))
     languages = [given.lang] if given.lang else [lang for lang in captioner.languages if lang in there]
@@ -120,15 +125,15 @@ def _captions(captioner: Captioner, corpus: Corpus, given: Evaluate) -> tuple[Ma
     results = {lang: _judge(captioner, samples, lang, corpus, given) for lang in languages}
     for id, why in {id: why for judged in results.values() for id, why in judged.unreadable.items()}.items():
         say(f"{id} is in no score: {why}")
-    rows = [
-        {"path": id, "captions": [{"text": caption.text, "score": caption.score, "lang": lang}]}
-        for lang, judged in results.items()
-        for id, caption in judged.captions.items()
-    ]
+    rows: dict[str, Row] = {}
+    for lang, judged in results.items():
+        for id, caption in judged.captions.items():
+            said = rows.setdefault(id, {"captions": []})["captions"]
+            said.append({"text": caption.text, "score": caption.score, "lang": lang})
     return {lang: judged.scores for lang, judged in results.items()}, rows
 
 
-def _classes(classifier: Classifier, corpus: Corpus, given: Evaluate) -> tuple[Mapping[str, Judgement], list[Row]]:
+def _classes(classifier: Classifier, corpus: Corpus, given: Evaluate) -> tuple[Mapping[str, Judgement], dict[str, Row]]:
     from cutline.data.labels import evenly
     from cutline.evaluation.judge_classes import judge_classes
 
@@ -139,11 +144,11 @@ def _classes(classifier: Classifier, corpus: Corpus, given: Evaluate) -> tuple[M
     for id, why in judged.unreadable.items():
         say(f"{id} is in no score: {why}")
     labels = {sample.id: sample.label for sample in samples}
-    rows = []
+    rows: dict[str, Row] = {}
     for id, chances in judged.probabilities.items():
         best = (-chances).argsort(kind="stable")[:GUESSES].tolist()
         guesses = [{"label": classifier.classes[k], "probability": float(chances[k])} for k in best]
-        rows.append({"path": id, "label": labels[id], "guesses": guesses})
+        rows[id] = {"label": labels[id], "guesses": guesses}
     return {"classes": judged.scores}, rows
 
 
@@ -184,4 +189,4 @@ def _judge(captioner: Captioner, samples: Sequence[Sample], lang: str, corpus: C
     caption = partial(captioner.caption, lang=lang, beam=given.beam)
     learned = {text for sample in corpus.split("train") for text in sample.captions.get(lang, ())}
     with progress(f"captioning {given.split} ({lang})", len(samples), "pictures", quiet=given.quiet) as advance:
-        return judge(caption, samples, lang, training=learned, advance=advance)
+        return judge(caption, samples, lang, training=learned or None, advance=advance)

@@ -58,7 +58,11 @@ class _Row:
     caption: Any
     lang: str = UNKNOWN_LANGUAGE
     failed: bool = False
-    """The system wrote an error in place of a caption, so there is no prediction."""
+    """The system wrote an error in place of a caption, or classes alone, so there is no prediction."""
+
+
+class _OtherLanguagesError(ValueError):
+    """There are captions, but none in the language that is asked for."""
 
 
 # Predictions ------------------------------------------------------------------------------------------------------
@@ -73,6 +77,8 @@ def read_predictions(source: str, lang: str = "") -> dict[str, str]:
     data, label = _read(source)
     text = _decode(data, label)
     problems: list[Problem] = []
+    elsewhere: list[Problem] = []
+    """Rows that have captions in other languages only."""
     captions: dict[str, str] = {}
     places: dict[str, str] = {}
     for row in _rows(text, label, problems):
@@ -82,13 +88,14 @@ def read_predictions(source: str, lang: str = "") -> dict[str, str]:
         try:
             name, caption = _name(row.name), _caption(row.caption, lang)
         except ValueError as error:
-            problems.append(Problem(label, row.line, f"{error}{f' ({row.where})' if row.where else ''}"))
+            kind = elsewhere if isinstance(error, _OtherLanguagesError) else problems
+            kind.append(Problem(label, row.line, f"{error}{f' ({row.where})' if row.where else ''}"))
             continue
         if name in captions:
             problems.append(Problem(label, row.line, f"second prediction: '{name}' has one already, {places[name]}"))
         captions.setdefault(name, caption)
         places.setdefault(name, place)
-    if problems:
+    if problems := problems or ([] if captions else elsewhere):
         raise DataError(summary(str(label), problems), expected="one caption for each picture")
     if not captions:
         raise DataError(f"{label} has no predictions{f' in {lang}' if lang else ''}", expected=PREDICTIONS)
@@ -132,7 +139,8 @@ def _row(item: Any, line: int | None, where: str = "") -> _Row:
     name = next((values[key] for key in _NAMES if key in values), None)
     caption = next((values[key] for key in _CAPTIONS if key in values), None)
     lang = str(values.get("lang") or UNKNOWN_LANGUAGE).lower()
-    return _Row(line, where, name, caption, lang, failed=bool(values.get("error")) and not caption)
+    other = bool(values.get("error") or values.get("guesses"))
+    return _Row(line, where, name, caption, lang, failed=other and not caption)
 
 
 def _json_lines(lines: list[tuple[int, str]], label: Path, problems: list[Problem]) -> Iterator[_Row]:
@@ -193,7 +201,7 @@ def _caption(value: Any, lang: str) -> str:
             raise ValueError(f"captions in several languages: {stated}; say which by --lang")
         fitting = [item for item, its_lang in zip(value, langs) if not lang or its_lang in (lang, UNKNOWN_LANGUAGE)]
         if not fitting:
-            raise ValueError(f"no caption in {lang}: only in {stated}")
+            raise _OtherLanguagesError(f"no caption in {lang}: only in {stated}")
         return _caption(fitting[0].get("text"), lang)
     if isinstance(value, list) and len(value) == 1:
         return _caption(value[0], lang)
