@@ -59,8 +59,7 @@ def test_whole_numbers_are_ids_and_empty_captions_are_captions(tmp_path: Path) -
         '{"path": "1.jpg", "captions": [{"text": "a dog"}]}\n{"path": "2.jpg", "error": "empty file"}\n',
         '[{"path": "1.jpg", "captions": [{"text": "a dog"}]}, {"path": "2.jpg", "error": "empty file"}]',
         "path,caption,score,lang,error\n1.jpg,a dog,-1,en,\n2.jpg,,,,empty file\n",
-        '{"path": "1.jpg", "captions": [{"text": "a dog"}], "label": "dog", "guesses": [{"label": "cat"}]}\n'
-        '{"path": "2.jpg", "label": "dog", "guesses": [{"label": "cat"}]}\n',
+        '{"path": "1.jpg", "caption": "a dog"}\n{"path": "2.jpg", "label": "dog", "guesses": [{"label": "cat"}]}\n',
     ],
 )
 def test_a_picture_that_could_not_be_captioned_has_no_prediction(text: str, tmp_path: Path) -> None:
