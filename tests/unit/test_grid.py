@@ -350,6 +350,16 @@ def test_markdown_has_means_spreads_differences_and_the_best(table: tuple[Grid, 
     ]
 
 
+def test_a_row_is_a_line_whatever_it_is_called(table: tuple[Grid, list[Row]]) -> None:
+    made, (first, *others) = table
+    name = "a\nb | <b>c"
+    odd = replace(first, cell=replace(first.cell, name=name), missing={2: "no\npictures"}, learner=name)
+    text = grid_table.markdown(made, [odd, *others], grid_table.columns([odd, *others], "", compare=True))
+    assert r"| a b \| &lt;b>c (2 of 3) | " in text
+    assert "- a b | &lt;b>c, seed 2 failed: no pictures\n" in text
+    assert len(text.splitlines()) == 2 + 4 + 1 + 4
+
+
 def test_scores_may_be_chosen_and_of_some_less_is_better(table: tuple[Grid, list[Row]]) -> None:
     _, told = table
     scores = grid_table.columns(told, "nll", compare=False)[0]

@@ -179,8 +179,13 @@ def columns_as_markdown(
             value, *difference = column.texts[number].split("\n")
             cells.append(" ".join([f"**{value}**" if column.best[number] else value, *(f"({d})" for d in difference)]))
         lines.append([name, *cells])
-    table = ["| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in lines]
-    return "\n".join([*table, "", *(f"- {line}" for line in notes)]) + "\n"
+    table = ["| " + " | ".join(_plain(cell).replace("|", r"\|") for cell in line) + " |" for line in lines]
+    return "\n".join([*table, "", *(f"- {_plain(line)}" for line in notes)]) + "\n"
+
+
+def _plain(text: str) -> str:
+    """In one line and without markup, whatever a row is called or a run says of its end."""
+    return " ".join(text.split()).replace("<", "&lt;")
 
 
 def to_dict(planned: Grid, rows: Sequence[Row]) -> dict[str, Any]:
