@@ -90,6 +90,18 @@ def test_the_accuracy_of_one_seed_is_as_sure_as_its_pictures_are_many() -> None:
     found = interval([60.0, 62.0, 64.0])
     assert found.half
     assert several.bounds == pytest.approx((found.mean - found.half, found.mean + found.half))
+    far = Row("cnn", {0: measured(0.0), 1: measured(50.0)}, {})
+    assert far.bounds == (0.0, 100.0)  # and its bar in the plot does not press all others together
+
+
+def test_seeds_that_come_to_the_same_are_as_sure_as_their_pictures_are_many(tmp_path: Path) -> None:
+    """The nearest pictures are the same with every seed, which says nothing of how sure their accuracy is."""
+    alike = Row("near", {0: measured(60.0), 1: measured(60.0)}, {})
+    assert alike.bounds == wilson(240, 400)
+    benchmark_table.write(planned(tmp_path, seeds=(0, 1)), [alike])
+    text = (tmp_path / "table.md").read_text()
+    assert "| near | 60.0 (55.1 to 64.7) |" in text.replace("**", "")
+    assert "or of those that come to the same" in text
 
 
 def test_the_table_has_the_best_first_and_says_what_failed(tmp_path: Path) -> None:

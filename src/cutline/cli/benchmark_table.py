@@ -38,16 +38,25 @@ class Row:
         return fmean(known) if known else None
 
     @property
+    def accuracies(self) -> list[float]:
+        return [each.scores["accuracy"] for each in self.results.values()]
+
+    @property
+    def spread(self) -> bool:
+        """Whether the seeds tell anything of luck: not where there is one, or all have come to the same."""
+        return len(set(self.accuracies)) > 1
+
+    @property
     def bounds(self) -> tuple[float, float] | None:
-        """Where the accuracy lies, 19 times in 20: by the spread of the seeds, or of one by its count of pictures."""
-        accuracies = [each.scores["accuracy"] for each in self.results.values()]
-        if not accuracies:
+        """Where the accuracy lies, 19 times in 20: by the spread of the seeds, or else by the count of pictures."""
+        if not self.results:
             return None
-        if len(accuracies) == 1:
+        if not self.spread:
             pictures = next(iter(self.results.values())).pictures
-            return wilson(round(accuracies[0] * pictures / 100), pictures)
-        found = interval(accuracies)
-        return found.mean - (found.half or 0.0), found.mean + (found.half or 0.0)
+            return wilson(round(self.accuracies[0] * pictures / 100), pictures)
+        found = interval(self.accuracies)
+        half = found.half or 0.0
+        return max(found.mean - half, 0.0), min(found.mean + half, 100.0)
 
 
 def show(planned: Grid, rows: Sequence[Row]) -> None:
@@ -98,10 +107,10 @@ def _accuracy(rows: Sequence[Row]) -> Column:
         mean, bounds = row.score("accuracy"), row.bounds
         if mean is None or bounds is None:
             texts.append(_UNKNOWN)
-        elif len(row.results) == 1:
-            texts.append(f"{mean:.1f} ({bounds[0]:.1f} to {bounds[1]:.1f})")
+        elif row.spread:
+            texts.append(str(interval(row.accuracies)))
         else:
-            texts.append(f"{mean:.1f} ± {bounds[1] - mean:.1f}")
+            texts.append(f"{mean:.1f} ({bounds[0]:.1f} to {bounds[1]:.1f})")
     return Column("accuracy", texts, _best([row.score("accuracy") for row in rows]))
 
 
@@ -132,11 +141,11 @@ def _best(values: Sequence[float | None]) -> list[bool]:
 def _notes(planned: Grid, rows: Sequence[Row]) -> list[str]:
     results = [each for row in rows for each in row.results.values()]
     pictures, seeds = {each.pictures for each in results}, len(planned.seeds)
-    how = (
-        f"the mean over {seeds} seeds, and where it lies 19 times in 20"
-        if seeds > 1
-        else "in brackets where it lies 19 times in 20, by the count of pictures"
-    )
+    how = "in brackets where it lies 19 times in 20, by the count of pictures"
+    if seeds > 1:
+        alike = f"; {how}, of one seed or of those that come to the same"
+        any_alike = any(row.results and not row.spread for row in rows)
+        how = f"the mean over {seeds} seeds, and where it lies 19 times in 20{alike * any_alike}"
     lines = [
         f"{count(max(pictures), 'validation picture')}, looked at once, in the end. Accuracy: {how}."
         if pictures
@@ -169,6 +178,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             look = {"color": f"C{place % 10}", "marker": _MARKS[place // 10 % len(_MARKS)]}
             axes.errorbar(across, mean, yerr=ends, capsize=3, linestyle="none", label=row.name, **look)
         axes.set(xscale="log", xlabel=heading)
+        axes.tick_params(axis="x", which="both", labelrotation=45)  # of a short axis there are many
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("accuracy (validation)")
     # Names beside their points would lie over one another: what is alike costs about the same.

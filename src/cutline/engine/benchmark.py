@@ -276,5 +276,7 @@ def baseline(method: str, seen: Seen, seed: int, of: str) -> Measured:
         multiply_adds=seen.multiply_adds + (count if near else len(seen.names)) * channels,
         seconds=found.seconds + seen.seconds * count,
         picture_seconds=seen.picture_seconds + cost.time_per_picture(lambda: found.guess(one), seconds=0.2).median,
-        chosen=f"{found.setting:g} neighbours" if near else f"weight decay {found.setting:g}",
+        chosen=f"{found.setting:g} neighbour{'s' * (found.setting != 1)}"
+        if near
+        else f"weight decay {found.setting:g}",
     )
