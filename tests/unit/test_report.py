@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cutline.cli.finish import write_page
+from cutline.data.corpus import Sample
 from cutline.data.images import Transform
 from cutline.errors import CutlineError, DataError
+from cutline.evaluation.judge import Judged
 from cutline.evaluation.text import Scores, score
 from cutline.predict import Caption
+from cutline.presets import PRESETS
 from cutline.report import Example, write_report
 from cutline.report.charts import ticks
 from cutline.report.pictures import looks
@@ -245,6 +249,16 @@ def test_what_there_is_nothing_of_is_left_out(tmp_path: Path, curves: Any) -> No
     assert page.said("h1") == ["A run"]
     assert not page.said("h2")
     assert not page.all("svg")
+
+
+def test_a_run_in_stages_tells_how_its_last_one_learned(tmp_path: Path, picture: Path) -> None:
+    (tmp_path / "events.jsonl").write_text("")
+    sample = Sample(picture.name, picture, {"en": ("a dog",)}, None, "val")
+    judged = {"en": Judged(score({sample.id: "a dog"}, {sample.id: ["a dog"]}), {sample.id: caption("a dog")}, {})}
+    seen = Transform(96, "squash", "bicubic", 1.0, (0.5,) * 3, (0.5,) * 3)
+    path = write_page(tmp_path, PRESETS["flickr8k"](), [sample], judged, seen, "val", "")
+    told = Page(path.read_text(encoding="utf-8")).said("dd")
+    assert "1 epoch, 32 pictures a step, seed 0, the last of 4 stages" in told
 
 
 def test_links_lead_somewhere(tmp_path: Path, picture: Path) -> None:

@@ -185,6 +185,7 @@ def write_page(
     split: str,
     looks: str,
 ) -> Path:
+    from cutline.cli.telling import learning
     from cutline.engine.events import read
     from cutline.report.page import Example, write_report
 
@@ -200,7 +201,7 @@ def write_page(
         "data": f"{config.data.path}, split {split}",
         "encoder": f"{config.encoder.name} at {transform.size} x {transform.size}",
         "decoder": f"{config.decoder.kind}, attention {config.decoder.attention}, width {config.decoder.hidden}",
-        "training": f"{config.training.epochs} epochs, {config.training.batch} pictures a step, seed {config.seed}",
+        "training": learning(config),
         "search": f"{search.method}, beam {search.beam}, length penalty {search.length_penalty:g}, "
         f"consensus {search.consensus:g}",
     }

@@ -176,6 +176,8 @@ def _of_model(config: Config) -> dict[str, str]:
     """What the model is and how it learned, in words; of a run in stages, its last one."""
     from dataclasses import asdict
 
+    from cutline.cli.telling import learning
+
     last = config.stage(max(len(config.stages) - 1, 0))
     head, training = config.classes, last.training
     changes = {name.removeprefix("augment_"): value for name, value in asdict(last.pictures).items() if value}
@@ -187,8 +189,7 @@ def _of_model(config: Config) -> dict[str, str]:
         "encoder": config.encoder.name,
         "head": "one layer" if head.head == "linear" else f"two layers, {head.hidden} wide",
         "balance": head.balance,
-        "training": f"{training.epochs} epochs, {training.batch} pictures a step, seed {config.seed}"
-        + (f", the last of {len(config.stages)} stages" if config.stages else ""),
+        "training": learning(config),
         "smoothing and averaging": f"label smoothing {training.label_smoothing:g}, average {training.ema:g}",
         "changed at random": told or "nothing",
     }

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from cutline.config import Config
     from cutline.engine.lines import Entry
     from cutline.engine.runs import Run
 
@@ -73,6 +74,13 @@ def steps(run: Run) -> str:
     """`1200/3000 (40 %)`"""
     step, total = run.curve.step, run.total
     return f"{step}/{total} ({100 * step // total} %)" if total else str(step) if step else "–"
+
+
+def learning(config: Config) -> str:
+    """How a run learned; of one in stages, its last."""
+    last = config.stage(max(len(config.stages) - 1, 0)).training
+    told = f"{last.epochs} epoch{'s' * (last.epochs != 1)}, {last.batch} pictures a step, seed {config.seed}"
+    return told + (f", the last of {len(config.stages)} stages" if config.stages else "")
 
 
 def number(value: object) -> str:
