@@ -44,13 +44,20 @@ stages = [{training = {epochs = 1}}, {training = {epochs = 2}, encoder = {train 
         (["--vary", "decoder.kind=lstm,gru", "--seeds", "0,a"], "whole numbers"),
         (["--vary", "decoder.kind=lstm,gru", "--preset", "scene"], "did you mean 'scenes'?"),
         (["--vary", "decoder.kind=lstm,gru", "--data", "no/such/folder"], "no/such/folder"),
+        (["--vary", "encoder.name=small,resnt18", "--data", "PICTURES"], "unknown encoder 'resnt18' (did you mean"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_learned(
-    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: list[str],
+    says: str,
+    scenes_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(["grid", "--out", "out", *arguments]) == 2
+    given = [str(scenes_folder) if each == "PICTURES" else each for each in arguments]
+    assert main(["grid", "--out", "out", *given]) == 2
     told = capsys.readouterr()
     assert says in told.err
     assert told.out == ""

@@ -54,7 +54,9 @@ def main(arguments: list[str]) -> int:
     planned = _planned(given)
     if given.dry_run:
         return trials.dry_run(planned, given.quiet)
-    trials.see_data([trial.config for trial in planned.trials if trial.result is None])
+    left = [trial.config for trial in planned.trials if trial.result is None]
+    trials.see_data(left)
+    trials.see_encoders(left)
     trials.make(given.out)
     with folder.held(given.out):
         grid.open_or_begin(planned)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,18 @@ def see_data(configs: list[Config]) -> None:
         if (config.data, config.pictures.size) not in seen:
             seen.append((config.data, config.pictures.size))
             read(config, quiet=True)
+
+
+def see_encoders(configs: list[Config]) -> None:
+    """Build all encoders that learning begins with, for the same reason; without weights, which may be far away."""
+    from cutline.models.encoders import build_encoder
+
+    seen = []
+    for first in (config.stage(0) for config in configs):
+        encoder = replace(first.encoder, weights="none")
+        if (encoder, first.pictures) not in seen:
+            seen.append((encoder, first.pictures))
+            build_encoder(encoder, first.pictures)
 
 
 def dry_run(planned: Grid, quiet: bool) -> int:
