@@ -8,7 +8,7 @@ from pathlib import Path
 from cutline.errors import ModelError
 
 FILE = Path(__file__).with_name("starter.cutline")
-SHA256 = "b8076f75568bfec9abe9ab8033bad525a7275c38bdcc8dd53180b6851082f60a"
+SHA256 = "623f23e3c0491b5d9f79710d92d972110fbb367892292ca792df5e2730a16ffa"
 
 
 def starter() -> Path:
