@@ -27,7 +27,7 @@ from cutline.engine.watch import RUN
 
 LOOK = 3e-4
 """Seconds between two looks at what a run is doing."""
-PATIENCE = 120.0
+PATIENCE = 300.0
 """Seconds without any end or event after which something hangs, on the slowest of machines."""
 
 
