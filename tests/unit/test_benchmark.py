@@ -107,7 +107,7 @@ def test_seeds_that_come_to_the_same_are_as_sure_as_their_pictures_are_many(tmp_
 def test_the_table_has_the_best_first_and_says_what_failed(tmp_path: Path) -> None:
     made = planned(tmp_path, seeds=(0, 1))
     rows = [
-        Row("dnn", {0: measured(30.0), 1: measured(32.0, parameters=3_845)}, {}),
+        Row("dnn", {0: measured(30.0), 1: measured(32.0, parameters=3_845, memory=300_000_000)}, {}),
         Row("cnn", {0: measured(61.0, chosen="5 neighbours")}, {1: ""}),
         Row("vgg16", {}, {0: "no memory", 1: "no memory"}),
     ]
