@@ -41,8 +41,8 @@ MOST = 2000
 LEAST = 5
 """Pictures whose captions have a run, at the least, for it to be guessed."""
 COMMON = 4.0
-"""Rarity up to which a word is like any other: that of one in the captions of every 55th picture. English
-captions of Flickr8k use 220 different words without it, 237 with 4.5, 269 with 4, and 292 with 3.5, but fit less well."""
+"""Rarity up to which a word is like any other: that of one in the captions of every 55th picture. Without it English
+captions of Flickr8k use 220 different words, with 4.5 237, with 4 269, and with 3.5 292, but fit less well."""
 RANKS, FEWER = 256, 128
 """Dimensions between a picture and what is said of it; the fewer are half the size, and choose a little worse."""
 RIDGE = 600
