@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from cutline import cpus
 from cutline.data.images import Transform
 from cutline.errors import ConfigError, CutlineError, DataError, ModelError, choose, require
 
@@ -223,7 +224,7 @@ def _onnxruntime(threads: int) -> Callable[[bytes], Graph]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = cpus.threads(threads)
     options.log_severity_level = 3
     # Threads that wait by spinning take the cores from those that decode the next pictures, for no gain here.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -244,7 +245,7 @@ def _openvino(threads: int, precision: str) -> Callable[[bytes], Graph]:
         "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
         "PERFORMANCE_HINT": "LATENCY",
     }
-    if threads:
+    if threads := cpus.threads(threads):
         settings["INFERENCE_NUM_THREADS"] = threads
 
     def open_graph(model: bytes) -> Graph:

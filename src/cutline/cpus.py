@@ -6,9 +6,24 @@ import os
 import platform
 from pathlib import Path
 
+from cutline import control_groups
+
 
 def count() -> int:
-    """A container or a batch system may give fewer than the machine has."""
+    """A container or a batch system may give fewer than the machine has, or only a share of their time."""
+    return min(_cores(), control_groups.processors() or _cores())
+
+
+def threads(asked: int) -> int:
+    """What to tell a library that counts processors by itself: as many as were asked for, or 0, as it likes.
+
+    Libraries know nothing of shares of time. With more threads than that pays for, all of them stand still together
+    until the next tenth of a second.
+    """
+    return asked or (count() if count() < _cores() else 0)
+
+
+def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

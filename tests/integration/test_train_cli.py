@@ -169,9 +169,11 @@ def test_resume_refuses_other_data(tmp_path: Path, tiny_run: Path, run_cutline: 
         (["--preset", "scenes", "--device", "cuda:77"], "device 'cuda:77' is not there"),
         (["--config", "none.toml"], "no config file none.toml"),
         (["--batch", "0"], "'training.batch' is 0"),
+        (["--dry-run", "--config", "deaf.toml"], "'health.command' names a program that is not there"),
     ],
 )
 def test_mistakes_are_named(arguments: list[str], says: str, tmp_path: Path, run_cutline: Run) -> None:
+    (tmp_path / "deaf.toml").write_text("[health]\ncommand = 'no-such-program'\n")
     done = run_cutline("train", *arguments, cwd=tmp_path)
     assert done.returncode == 2
     assert says in done.stderr + done.stdout
@@ -204,14 +206,19 @@ def test_print_config_can_be_read_back(tmp_path: Path, run_cutline: Run) -> None
 
 
 def test_dry_run_says_what_it_would_take_and_leaves_nothing(
-    tmp_path: Path, scenes_folder: Path, tiny_config: Path, run_cutline: Run
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, tiny_config: Path, run_cutline: Run
 ) -> None:
+    slow = tmp_path_factory.mktemp("slow") / "slow.toml"
+    slow.write_text(tiny_config.read_text().replace("warmup = 5", "warmup = 50"))
     done = run_cutline(
-        "train", "--preset", "scenes", "--config", tiny_config, "--data", scenes_folder, "--dry-run", cwd=tmp_path
+        "train", "--preset", "scenes", "--config", slow, "--data", scenes_folder, "--dry-run", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
     assert {"data", "model", "steps", "memory", "disk", "time"} <= set(lines)
     assert "48 x 48 pixels" in lines["model"]
-    assert lines["steps"].startswith("6:")
+    assert lines["steps"].startswith("6: 2 epochs of 3, ")
+    assert lines["steps"].endswith(
+        "; training.warmup is 50 steps, the stage 6: the rate gets no further than 12 % of training.rate"
+    )
     assert list(tmp_path.iterdir()) == []

@@ -71,6 +71,8 @@ def test_guesses_alike_are_ranked_as_they_are_shown() -> None:
     """Where a model says the same of all, the first five are the best five: no more than five can be right."""
     found = score_classes(np.full((10, 10), 0.1), range(10), [str(k) for k in range(10)])
     assert (found.accuracy, found.top5) == (10, 50)
+    assert found.rows()["Among the best five"] == "50.0"
+    assert "Among the best five" not in score_classes([[0.9, 0.1, 0.0]], [0], NAMES).rows()  # of three
 
 
 def test_it_all_goes_into_json() -> None:

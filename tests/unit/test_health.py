@@ -19,7 +19,7 @@ from cutline.config import HealthConfig
 from cutline.engine import health as module
 from cutline.engine import journal as journals
 from cutline.engine.alerts import Alerts
-from cutline.engine.health import Health, readings
+from cutline.engine.health import Health, check, readings
 from cutline.engine.journal import Journal
 from cutline.engine.machine import Gpu, Sample, sample
 from cutline.errors import ConfigError, CutlineError
@@ -246,8 +246,19 @@ def test_no_seconds_no_looks(tmp_path: Path) -> None:
         assert threading.active_count() == before
         time.sleep(0.1)
     assert figures.asked == 0
+
+
+def test_what_cannot_tell_anybody_is_refused_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    check(HealthConfig(port=9999, webhook="https://example.org/", command="true"))
     with pytest.raises(ConfigError, match="sample_seconds"):
-        watch(tmp_path, figures, sample_seconds=0, port=9999)
+        check(HealthConfig(sample_seconds=0, port=9999))
+    with pytest.raises(ConfigError, match=r"health\.webhook"):
+        check(HealthConfig(webhook="example"))
+    with pytest.raises(ConfigError, match=r"health\.command"):
+        check(HealthConfig(command="no-such-program"))
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(CutlineError, match=r"cutline\[health\]"):
+        check(HealthConfig(port=9999))
 
 
 def test_prometheus_scrapes_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,9 +315,3 @@ def test_a_port_in_use_is_told_and_the_run_goes_on(tmp_path: Path) -> None:
     assert alert["name"] == "metrics"
     assert str(port) in alert["what"]
     assert entries(tmp_path, "health")
-
-
-def test_metrics_without_their_library_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(CutlineError, match=r"cutline\[health\]"):
-        watch(tmp_path, Figures(), port=9999)

@@ -9,7 +9,7 @@ import cutline
 
 PACKAGE = Path(cutline.__file__).parent
 LAYERS = [
-    {"config", "cpus", "errors", "console", "durable", "undo", "starter", ""},
+    {"config", "control_groups", "cpus", "errors", "console", "durable", "undo", "starter", ""},
     {"data"},
     {"search"},
     {"evaluation"},
@@ -21,7 +21,8 @@ LAYERS = [
     {"cli", "report", "__main__"},
 ]
 TORCH_FREE = [
-    *("config.py", "cpus.py", "errors.py", "console.py", "durable.py", "data", "search.py", "evaluation"),
+    *("config.py", "control_groups.py", "cpus.py", "errors.py", "console.py", "durable.py"),
+    *("data", "search.py", "evaluation"),
     *("bundle.py", "classify.py", "consensus.py", "predict.py", "writers.py", "sorting.py", "undo.py", "starter.py"),
     *(
         f"cli/{verb}.py"

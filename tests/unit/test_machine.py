@@ -13,6 +13,7 @@ from typing import Any
 import pynvml
 import pytest
 
+from cutline import control_groups
 from cutline.engine import machine
 
 GB = 10**9
@@ -68,15 +69,15 @@ def test_the_tightest_limit_up_the_hierarchy_counts(pod: Path) -> None:
 
 
 def test_kills_are_those_of_the_own_group(pod: Path) -> None:
-    assert machine.oom_kills(pod) == 2
+    assert control_groups.oom_kills(pod) == 2
     (pod / "sys/fs/cgroup/kubepods/pod1/train/memory.events").unlink()  # its memory is not counted by itself
-    assert machine.oom_kills(pod) == 5
+    assert control_groups.oom_kills(pod) == 5
 
 
 def test_a_container_that_sees_itself_as_the_top(tmp_path: Path) -> None:
     root = system(tmp_path, "0::/\n", V2_MOUNT, {"sys/fs/cgroup": v2(GB, GB // 2, kills=1)})
     assert machine.sample(root, root).limit == GB
-    assert machine.oom_kills(root) == 1
+    assert control_groups.oom_kills(root) == 1
 
 
 def test_a_container_that_is_told_its_path_outside(tmp_path: Path) -> None:
@@ -123,19 +124,76 @@ def test_version_1_and_a_mount_with_a_space_in_its_name(tmp_path: Path) -> None:
     )  # fmt: skip
     assert machine.sample(root, root).limit == 4 * GB
     assert machine.memory_available(root) == 3 * GB
-    assert machine.oom_kills(root) == 3
+    assert control_groups.oom_kills(root) == 3
     (root / memory / "slurm/job_7/memory.limit_in_bytes").write_text(V1_NO_LIMIT)
     assert machine.sample(root, root).limit == 0
+
+
+@pytest.mark.parametrize(
+    ("own", "above", "count"),
+    [("max 100000", "max 100000", None), ("150000 100000", "max 100000", 2), ("400000 100000", "50000 100000", 1)],
+)
+def test_shares_of_processors(own: str, above: str, count: int | None, tmp_path: Path) -> None:
+    files = {"sys/fs/cgroup": {}, "sys/fs/cgroup/pod": {"cpu.max": above}, "sys/fs/cgroup/pod/train": {"cpu.max": own}}
+    root = system(tmp_path, "0::/pod/train\n", V2_MOUNT, files)
+    assert control_groups.processors(root) == count
+
+
+def test_shares_of_processors_in_version_1(tmp_path: Path) -> None:
+    def v1(quota: int) -> dict[str, str]:
+        return {"cpu.cfs_quota_us": str(quota), "cpu.cfs_period_us": "50000"}
+
+    mounts = (
+        "35 31 0:32 / /sys/fs/cgroup/memory rw - cgroup cgroup rw,memory\n"
+        "36 31 0:33 / /sys/fs/cgroup/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct\n"
+    )
+    top = "sys/fs/cgroup/cpu,cpuacct"
+    files = {top: v1(-1), f"{top}/job": v1(120_000), f"{top}/job/step": v1(-1), "sys/fs/cgroup/memory": v1(1)}
+    root = system(tmp_path, "5:cpu,cpuacct:/job/step\n4:memory:/\n", mounts, files)
+    assert control_groups.processors(root) == 3
+    (root / top / "job/cpu.cfs_quota_us").write_text("-1")
+    assert control_groups.processors(root) is None
+
+
+@pytest.fixture
+def half_a_processor() -> Iterator[Path]:
+    """A new control group of this machine's kernel, of either version."""
+    groups = Path("/sys/fs/cgroup")
+    second = (groups / "cgroup.controllers").exists()
+    path = (groups if second else groups / "cpu") / f"cutline-test-{os.getpid()}"
+    try:
+        path.mkdir()
+        (path / ("cpu.max" if second else "cpu.cfs_quota_us")).write_text("50000")
+    except OSError as error:
+        path.rmdir() if path.is_dir() else None
+        pytest.skip(f"no control group can be made here: {error}")
+    yield path
+    path.rmdir()
+
+
+def test_a_process_with_half_a_processor(half_a_processor: Path) -> None:
+    """What libraries are told; of several processors, that is: of one it is what they find by themselves."""
+    code = (
+        "import pathlib, sys; pathlib.Path(sys.argv[1]).write_text('0')\n"
+        "import torch; from cutline import cpus; from cutline.engine.runtime import use_threads\n"
+        "use_threads(0); print(cpus.count(), cpus.threads(0), cpus.threads(3), torch.get_num_threads())"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code, str(half_a_processor / "cgroup.procs")],
+        capture_output=True, text=True, check=True, timeout=100,
+    ).stdout.split()  # fmt: skip
+    alone = len(os.sched_getaffinity(0)) == 1
+    assert told == ["1", "0" if alone else "1", "3", "1"]
 
 
 def test_without_groups_the_machine_counts(tmp_path: Path) -> None:
     """Against `/proc/meminfo` itself."""
     whole = int(re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
     assert 0 < machine.memory_available(tmp_path) < whole
-    assert machine.oom_kills(tmp_path) == 0
+    assert control_groups.oom_kills(tmp_path) == 0
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/vmstat").write_text("nr_free_pages 9\noom_kill 4\ndrop_pagecache 0\n")
-    assert machine.oom_kills(tmp_path) == 4
+    assert control_groups.oom_kills(tmp_path) == 4
     sample = machine.sample(tmp_path, tmp_path)
     assert (sample.limit, sample.limit_used) == (0, 0)
 
@@ -151,7 +209,7 @@ def test_this_machine() -> None:
     assert 0 < machine.memory_available() < sample.memory_total
     assert 0 < sample.process_memory < sample.memory_total
     assert 0 <= sample.cpu <= 1
-    assert machine.oom_kills() >= 0
+    assert control_groups.oom_kills() >= 0
 
 
 def test_children_count(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cutline import __version__, cpus
+from cutline import __version__, control_groups, cpus
 from cutline.cli.arguments import parse
 
 PATIENCE = 20.0
@@ -108,9 +108,8 @@ def number_formats() -> list[str]:
 def memory_bytes() -> tuple[int, int]:
     """All of the machine's, and the limit that a container puts on us (0: none)."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return whole, 0 if text == "max" or int(text) >= whole else int(text)
+    limit = min((group.limit for group in control_groups.memory()), default=whole)
+    return whole, limit if limit < whole else 0
 
 
 def open_files() -> str:

@@ -99,14 +99,14 @@ def _build(arguments: list[str]) -> int:
     import torch
 
     from cutline.engine.run import take_encoder
+    from cutline.engine.runtime import use_threads
     from cutline.features import build, store_path
     from cutline.features.build import key_of
     from cutline.models.encoders import build_encoder
 
     torch.manual_seed(config.seed)
     threads = given.threads or config.threads
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     network = build_encoder(taught.without(config).encoder, config.pictures)
     if teacher := taught.by(config.encoder):
         take_encoder(network, teacher, config.encoder)

@@ -90,6 +90,9 @@ def main(arguments: list[str]) -> int:
     if given.print_config:
         print(configuration.to_toml(config), end="")
         return 0
+    from cutline.engine import health
+
+    health.check(config.health)
     if given.dry_run:
         from cutline.engine.estimate import dry_run
 

@@ -48,11 +48,7 @@ class Alerts:
         self._told: set[str] = set()
         # Of the processes before this one, too: who was told that something began is told when it is over.
         self._open = _left_open(run)
-        self._couriers = []
-        if config.webhook:
-            self._couriers.append(_Courier("webhook", _webhook(config.webhook), journal))
-        if config.command:
-            self._couriers.append(_Courier("command", _command(config.command), journal))
+        self._couriers = [_Courier(name, way, journal) for name, way in ways(config)]
 
     def __call__(self, name: str, what: str, fix: str) -> None:
         """`name` begins, or with no `what` is over. To say again what is so already does nothing."""
@@ -86,6 +82,16 @@ class Alerts:
         }  # fmt: skip
         for courier in self._couriers:
             courier.take(message)
+
+
+def ways(config: HealthConfig) -> list[tuple[str, Callable[[bytes], None]]]:
+    """How alerts leave the machine, by name; an address or a program that cannot be one is refused."""
+    found = []
+    if config.webhook:
+        found.append(("webhook", _webhook(config.webhook)))
+    if config.command:
+        found.append(("command", _command(config.command)))
+    return found
 
 
 def _left_open(run: Path) -> set[str]:

@@ -16,6 +16,7 @@ from cutline.console import duration
 from cutline.data.corpus import Sample
 from cutline.engine import machine, run, weights
 from cutline.engine.runtime import out_of_memory
+from cutline.engine.schedule import doubt
 from cutline.engine.sources import Source
 from cutline.engine.trainer import Trainer
 from cutline.engine.weights import Model
@@ -103,11 +104,12 @@ class _Tried:
             steps = min(steps, max(1, round(60 * training.minutes / seconds)))
         epochs = -(-steps // trainer.steps_per_epoch)
         validations = -(-epochs // training.validate_every)
+        odd = "".join(f"; {each}" for each in [doubt(training, trainer.total_steps)] if each)
         return cls(
             data=f"{learn} pictures to learn from, {judge} to validate on",
             model=_shapes(prepared),
             parameters=cost.parameters(prepared.model),
-            steps=f"{steps}: {epochs} epochs of {trainer.steps_per_epoch}, {amount} {what} each",
+            steps=f"{steps}: {epochs} epochs of {trainer.steps_per_epoch}, {amount} {what} each{odd}",
             count=steps,
             memory=_memory(prepared),
             time=f"{trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from cutline.config import HealthConfig
+from cutline.engine.alerts import ways
 from cutline.engine.journal import Journal
 from cutline.engine.machine import Gpu, Sample, sample
 from cutline.errors import ConfigError, require
@@ -32,6 +33,18 @@ FIRST_SECONDS = 1.0
 """Seconds to the first look, over which the use of the processors is measured."""
 
 Figures = Callable[[], Mapping[str, float]]
+_METRICS = "serving metrics ('health.port')"
+
+
+def check(config: HealthConfig) -> None:
+    """Refuse, before a run begins, what could not tell anybody anything."""
+    ways(config)
+    if config.port and not config.sample_seconds:
+        raise ConfigError(
+            "'health.port' serves metrics, but 'health.sample_seconds' is 0: there are none", fix="set both or neither"
+        )
+    if config.port:
+        require("prometheus_client", "health", _METRICS)
 
 
 class Health:
@@ -39,11 +52,6 @@ class Health:
 
     def __init__(self, run: Path, config: HealthConfig, journal: Journal, alerts: Warn, figures: Figures) -> None:
         """`figures` is the run's own part: see `_FIGURES` for those that have a meaning here."""
-        if config.port and not config.sample_seconds:
-            raise ConfigError(
-                "'health.port' serves metrics, but 'health.sample_seconds' is 0: there are none",
-                fix="set both or neither",
-            )
         self.run, self.config, self.journal, self.alerts, self.figures = run, config, journal, alerts, figures
         self._metrics = _Metrics(run.resolve().name) if config.port else None
         self._thread = Thread(target=self._work, name="health", daemon=True)
@@ -251,9 +259,8 @@ class _Metrics:
     """The latest look, in the form that Prometheus asks for; built when it asks, so nothing old is ever served."""
 
     def __init__(self, run: str) -> None:
-        purpose = "serving metrics ('health.port')"
-        self._client = require("prometheus_client", "health", purpose)
-        self._core = require("prometheus_client.core", "health", purpose)
+        self._client = require("prometheus_client", "health", _METRICS)
+        self._core = require("prometheus_client.core", "health", _METRICS)
         self._labels = {"run": run}
         self._server: Any = None
         self.latest: tuple[Sample, Mapping[str, float]] | None = None

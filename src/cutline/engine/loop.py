@@ -17,6 +17,7 @@ from cutline.engine.checkpoint import Checkpoint
 from cutline.engine.events import Events, Sink
 from cutline.engine.journal import Journal
 from cutline.engine.saver import Saver, Warn
+from cutline.engine.schedule import doubt
 from cutline.engine.trainer import Progress, Trainer
 from cutline.engine.watch import stop_signals
 from cutline.errors import DataError, ModelError
@@ -52,6 +53,8 @@ class Loop:
         stages = len(trainer.facts["config"]["stages"]) if trainer.facts else 0
         what = f"stage {at.stage + 1} of {stages}" if stages else "training"
         bar = progress(what, *self._planned(), done=self._done(), quiet=self.quiet)
+        if odd := doubt(trainer.config, trainer.total_steps):
+            say(f"note: {odd}", quiet=self.quiet)
         with contextlib.closing(self), _stop_requested() as stop, bar as advance:
             self.saver.start_at(next(self.checkpoints.verified(), None))
             self._journal(

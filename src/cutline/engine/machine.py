@@ -3,7 +3,7 @@
 Memory is the tighter of two: what the machine has, and what the process's control groups allow. A container, a batch
 system or a systemd unit sets the second, and it is the one that ends a run with no word but SIGKILL.
 
-Functions that read control groups take the root of the file system, below which they find `/proc` and `/sys`.
+Functions that read what the system tells in files take the root of the file system, below which they find them.
 """
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ import contextlib
 import functools
 import importlib
 import os
-import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import psutil
 
-ROOT = Path("/")
-NO_LIMIT = 2**60
-"""Version 1 of control groups writes "no limit" as a number of about this size or above."""
+from cutline import control_groups
+from cutline.control_groups import ROOT
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class Sample:
 def sample(run: Path, root: Path = ROOT) -> Sample:
     """The machine now, with the disk that the run folder is on."""
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(run)
-    group = min(_groups(root), key=lambda each: each.left, default=Group(0, 0))
+    group = min(control_groups.memory(root), key=lambda each: each.left, default=control_groups.Memory(0, 0))
     return Sample(
         memory_used=memory.total - memory.available,
         memory_total=memory.total,
@@ -76,21 +74,7 @@ def sample(run: Path, root: Path = ROOT) -> Sample:
 
 def memory_available(root: Path = ROOT) -> int:
     """Bytes that this process can still take before the machine or one of its groups runs out."""
-    return max(0, min([int(psutil.virtual_memory().available), *(group.left for group in _groups(root))]))
-
-
-def oom_kills(root: Path = ROOT) -> int:
-    """How many processes of this control group the kernel has ended for want of memory.
-
-    The kernel counts a victim in its own group, whichever limit was hit, its parent's or the machine's; the parent's
-    count would add what befell its other children. Where groups do not count, the whole machine's count stands in.
-    """
-    for folder in _folders(root):
-        for name in ("memory.events", "memory.oom_control"):  # of version 2, of version 1
-            counts = _table(folder / name)
-            if "oom_kill" in counts:
-                return counts["oom_kill"]
-    return _table(root / "proc/vmstat").get("oom_kill", 0)
+    return max(0, min([int(psutil.virtual_memory().available), *(group.left for group in control_groups.memory(root))]))
 
 
 def die_first(root: Path = ROOT) -> None:
@@ -98,85 +82,6 @@ def die_first(root: Path = ROOT) -> None:
     file = root / "proc/self/oom_score_adj"
     with contextlib.suppress(OSError, ValueError):
         file.write_text(str(max(500, int(file.read_text()))))
-
-
-@dataclass(frozen=True)
-class Group:
-    limit: int
-    used: int
-
-    @property
-    def left(self) -> int:
-        return self.limit - self.used
-
-
-def _groups(root: Path) -> list[Group]:
-    """The process's control group and those above it, as far as they limit memory.
-
-    In use is all but the pages of files that nobody has lately asked for: the kernel gives those up before it kills.
-    """
-    found = []
-    for folder in _folders(root):
-        for maximum, current, idle in (
-            ("memory.max", "memory.current", "inactive_file"),
-            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
-        ):
-            limit, used = _number(folder / maximum), _number(folder / current)
-            if limit is not None and used is not None and limit < NO_LIMIT:
-                found.append(Group(limit, max(0, used - _table(folder / "memory.stat").get(idle, 0))))
-    return found
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    """The folders of the groups that may limit this process's memory, its own first."""
-    own = {}
-    for line in _lines(root / "proc/self/cgroup"):
-        _, _, rest = line.partition(":")
-        controllers, _, name = rest.partition(":")
-        if not controllers or "memory" in controllers.split(","):
-            own["cgroup" if controllers else "cgroup2"] = name
-    for kind, mounted, at in _mounts(root):
-        if kind not in own:
-            continue
-        path = PurePosixPath(own.pop(kind))
-        # A container sees its own group as the top of the tree, but may be told the path it has outside.
-        inside = path.relative_to(mounted) if path.is_relative_to(mounted) and ".." not in path.parts else ""
-        top = root / at.lstrip("/")
-        folder = top / inside
-        yield from (each for each in (folder, *folder.parents) if each.is_relative_to(top))
-
-
-def _mounts(root: Path) -> Iterator[tuple[str, str, str]]:
-    """Of each tree of control groups with a say on memory: its kind, the group at its top, and where it is mounted."""
-    for line in _lines(root / "proc/self/mountinfo"):
-        left, _, right = line.partition(" - ")
-        fields, tail = left.split(), right.split()
-        if len(fields) < 5 or len(tail) < 3:
-            continue
-        if tail[0] == "cgroup2" or (tail[0] == "cgroup" and "memory" in tail[2].split(",")):
-            yield tail[0], _unescape(fields[3]), _unescape(fields[4])
-
-
-def _unescape(path: str) -> str:
-    return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), path)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:  # another system, or a group that has no such file
-        return []
-
-
-def _number(path: Path) -> int | None:
-    text = "".join(_lines(path))
-    return int(text) if text.isdecimal() else None
-
-
-def _table(path: Path) -> dict[str, int]:
-    """Lines of `name number`."""
-    pairs = (line.split() for line in _lines(path))
-    return {pair[0]: int(pair[1]) for pair in pairs if len(pair) == 2 and pair[1].isdecimal()}
 
 
 def peak_memory(root: Path = ROOT) -> int | None:

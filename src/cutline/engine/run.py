@@ -32,7 +32,7 @@ from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.classes import BothTask, ClassTask, evening, numbered
 from cutline.engine.known import Known
 from cutline.engine.ranks import ALONE, Ranks
-from cutline.engine.runtime import Device, choose_device, choose_precision
+from cutline.engine.runtime import Device, choose_device, choose_precision, use_threads
 from cutline.engine.sources import FeatureSource, PictureSource, Source
 from cutline.engine.task import CaptioningTask, Critic, Task
 from cutline.engine.trainer import Trainer
@@ -85,10 +85,7 @@ def prepare(
     begun = known is not None
     if not begun and not stage:
         weights.check_sizes(taught.without(config))
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    elif ranks.here > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // ranks.here))
+    use_threads(config.threads, ranks.here)
     device = choose_device(config.device, ranks.local)
     say(f"device: {device}", quiet=quiet)
     if config.training.precision == "auto":

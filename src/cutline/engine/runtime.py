@@ -75,6 +75,13 @@ def readers(device: torch.device, here: int) -> int:
     return max(0, min(cpus.count() // here - 1, 8 if device.type == "cuda" else 1))
 
 
+def use_threads(asked: int, here: int = 1) -> None:
+    """As many as were asked for, else all that there is time for, shared among the `here` that learn on a machine."""
+    threads = asked or max(1, min(torch.get_num_threads(), cpus.count()) // here)
+    if threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Of glibc's mallopt."""
 

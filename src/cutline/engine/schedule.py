@@ -23,6 +23,14 @@ def rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int, drops: 
     return warm
 
 
+def doubt(config: TrainingConfig, steps: int) -> str:
+    """What is odd about the rate of a stage of so many steps, if anything."""
+    if steps >= config.warmup:
+        return ""
+    most = f"{100 * steps / config.warmup:.0f} % of training.rate"
+    return f"training.warmup is {config.warmup} steps, the stage {steps}: the rate gets no further than {most}"
+
+
 def share(config: TrainingConfig, step: int, steps: int, seconds: float) -> float:
     """How much of the learning is done, 0 to 1: of its steps, or of its minutes where those are over sooner."""
     by_time = seconds / (60 * config.minutes) if config.minutes else 0.0

@@ -25,9 +25,10 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalEx
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from cutline import control_groups
 from cutline.config import Config
 from cutline.console import duration, say
-from cutline.engine import folder, machine
+from cutline.engine import folder
 from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.journal import Journal
@@ -104,7 +105,7 @@ def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int, sp
         logging.getLogger(name).setLevel(logging.CRITICAL)  # how it ended is said below, in fewer words
     # Restarted ranks would dial the port of the old ones' store and wait there for ever.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    killed_before = machine.oom_kills()
+    killed_before = control_groups.oom_kills()
     with tempfile.TemporaryDirectory(prefix="cutline-") as place, _environment(run, place, attempt, split):
         watch = Watch(Path(place), config.processes)
         launch = LaunchConfig(
@@ -123,7 +124,7 @@ def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int, sp
                 return End(128 + stopped.sigval)
             except ChildFailedError as failed:
                 codes = {rank: each.exitcode for rank, each in failed.failures.items()}
-                return _judge(run, config, watch, codes, hang, machine.oom_kills() > killed_before)
+                return _judge(run, config, watch, codes, hang, control_groups.oom_kills() > killed_before)
 
 
 def _judge(run: Path, config: Config, watch: Watch, codes: dict[int, int], hang: list[str], out_of_memory: bool) -> End:

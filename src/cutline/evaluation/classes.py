@@ -90,7 +90,7 @@ class ClassScores:
         low, high = wilson(round(self.accuracy * self.count / 100), self.count)
         rows = {
             "Accuracy": f"{self.accuracy:.1f} ({low:.1f} to {high:.1f})",
-            "Among the best five": f"{self.top5:.1f}",
+            **({"Among the best five": f"{self.top5:.1f}"} if len(self.names) > 5 else {}),  # of five, all are
             "Macro F1": f"{self.macro_f1:.1f}",
             "Calibration error": f"{self.ece:.1f}",
             "Nats": f"{self.nll:.3f}",

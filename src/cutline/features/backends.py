@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline import cpus
 from cutline.console import say
 from cutline.errors import ModelError, choose, require
 
@@ -106,7 +107,7 @@ def make(encoder: nn.Module, name: str, precision: str, threads: int) -> Backend
         export_encoder(still.cpu(), path)
         data = path.read_bytes()
     runner = {"openvino": _openvino, "onnxruntime": _onnxruntime}[name]
-    return Backend(name, precision, _version(_LIBRARY[name]), runner(data, precision, threads))
+    return Backend(name, precision, _version(_LIBRARY[name]), runner(data, precision, cpus.threads(threads)))
 
 
 def could_be(name: str, precision: str, version: str, asked: str) -> bool:

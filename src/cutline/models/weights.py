@@ -51,9 +51,13 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = first_line(error)
         raise ModelError(f"cannot read weights from {path}: {reason}", expected="a safetensors file") from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    for wrapping in ("state_dict", "model"):  # as timm and torchvision save what they train
+        found = found.get(wrapping, found) if isinstance(found, dict) else found
     if not (isinstance(found, dict) and found and all(isinstance(value, Tensor) for value in found.values())):
         raise ModelError(f"{path} holds no table of weights", expected="a safetensors file")
+    for wrapper in ("module.", "_orig_mod."):  # of parallel and of compiled modules
+        if all(key.startswith(wrapper) for key in found):
+            found = {key.removeprefix(wrapper): tensor for key, tensor in found.items()}
     return found
 
 
