@@ -41,6 +41,7 @@ def test_inspect_a_sound_corpus(folder: Path) -> None:
     assert "und" in done.stdout
     assert "1 / 1 / 1" in done.stdout
     assert "no problems" in done.stdout
+    assert "every picture was opened" in done.stdout
     assert max(map(len, done.stdout.removeprefix(str(folder)).splitlines()[1:])) <= 80
 
 
@@ -131,9 +132,11 @@ def test_inspect_shows_how_uneven_classes_are(tmp_path: Path) -> None:
     assert not re.search(r"^c15 ", done.stdout, re.MULTILINE)  # neither among the commonest nor among the rarest
     assert "32 classes of 4 to 60 pictures (15 to 1); always guessing 'common' would be right 9.0 times" in done.stdout
     assert "classes.balance" in done.stdout
+    assert "\nno picture in val, so never judged: 1 of 32 classes\n" in done.stdout
+    assert "no picture was opened: --check-pictures does that" in done.stdout
     assert re.search(r"^c15 ", cutline("inspect", str(tmp_path), "--all").stdout, re.MULTILINE)
     found = json.loads(cutline("inspect", str(tmp_path), "--json").stdout)
-    assert found["labels"]["rare"]["train"] >= 1
+    assert found["labels"]["rare"] == {"train": 4, "val": 0, "test": 0}
     assert found["balance"]["most"] == 60
 
 

@@ -164,8 +164,8 @@ def _show(found: Inspection, console: Console, everything: bool) -> None:
         console.print(f"{what}, such as\n  {escape(example)}", overflow="fold")
     else:
         console.print("no file is a copy of another")
-    if found.decoded:
-        console.print("every picture was opened")
+    opened = "every picture was opened" if found.decoded else "no picture was opened: --check-pictures does that"
+    console.print(opened)
     if found.problems:
         listed = len(found.problems) if everything else _LISTED
         head, *lines = summary("", found.problems, listed).split("\n")
@@ -228,6 +228,9 @@ def _show_classes(found: Inspection, console: Console, everything: bool) -> None
     ratio = f" ({even.ratio:.3g} to 1)" if even.ratio > 1 else ""
     chance = f"always guessing '{escape(even.commonest)}' would be right {100 * even.share:.1f} times in 100"
     console.print(f"{even.classes:,} classes of {each} pictures{ratio}; {chance}")
+    unjudged = sum(1 for by_split in found.labels.values() if by_split["train"] and not by_split["val"])
+    if 0 < unjudged < even.classes:
+        console.print(f"no picture in val, so never judged: {unjudged:,} of {even.classes:,} classes")
     if even.ratio >= _UNEVEN:
         console.print("rare classes can be given more weight, or shown more often: classes.balance", style="dim")
     if len(found.labels) > 2 * _CLASSES and not everything:
