@@ -42,7 +42,7 @@ def rows() -> Iterable[Row]:
 def _cost(folder: Path) -> Row:
     """The same run with a supervisor, health samples and journal, and without anything of it; in turns."""
     settings = folder / "cost.toml"
-    settings.write_text(SETTINGS.format(epochs=5, minutes=0))
+    settings.write_text(SETTINGS.format(epochs=12, minutes=0))
     plain = folder / "plain.toml"
     plain.write_text(settings.read_text() + "[health]\nsample_seconds = 0\n")
     speeds: dict[str, list[float]] = {"alone": [], "watched": []}

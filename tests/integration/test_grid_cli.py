@@ -40,6 +40,8 @@ stages = [{training = {epochs = 1}}, {training = {epochs = 2}, encoder = {train 
         (["--vary", "decoder.kind=lstm,gruu"], "did you mean 'gru'?"),
         (["--vary", "decoder.kinds=lstm,gru"], "unknown setting 'decoder.kinds' (did you mean 'kind'?)"),
         ([], "--vary SETTING=V1,V2,… or --rows FILE, one of the two"),
+        (["--seeds", "1"], "or several --seeds alone"),
+        (["--vary", "decoder.kind=lstm,gru", "--rows", "rows.toml"], "one of the two"),
         (["--rows", "none.toml"], "none.toml cannot be read"),
         (["--vary", "decoder.kind=lstm,gru", "--seeds", "0,a"], "whole numbers"),
         (["--vary", "decoder.kind=lstm,gru", "--preset", "scene"], "did you mean 'scenes'?"),
@@ -269,6 +271,16 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
             pixels = np.clip(random.normal(np.array(colour) / 2, 60, (24, 24, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(place / name / f"{number}.png")
     return place
+
+
+def test_seeds_alone_are_a_grid(tmp_path: Path, coloured: Path) -> None:
+    done = finish(begin(
+        "--task", "classes", "--encoder", "small", "--data", coloured, "--epochs", 1, "--seeds", "3,4",
+        "--dry-run", "--out", tmp_path / "grid",
+    ))  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 runs" in done.stdout
+    assert not (tmp_path / "grid").exists()
 
 
 @pytest.mark.slow

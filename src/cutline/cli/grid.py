@@ -71,15 +71,17 @@ def _planned(given: Any) -> Grid:
     from cutline.cli.train import settle
     from cutline.engine import grid
 
-    if bool(given.vary) == bool(given.rows):
-        raise ConfigError(
-            "a grid needs to know what is to differ", expected="--vary SETTING=V1,V2,… or --rows FILE, one of the two"
-        )
     base, seeds = settle(given), grid.seeds(given.seeds)
-    if given.rows:
-        return grid.Grid(base, grid.rows(base, given.rows), seeds, given.out, "row")
-    cells, heading = grid.varied(base, given.vary)
-    return grid.Grid(base, cells, seeds, given.out, heading)
+    if given.vary and given.rows or not (given.vary or given.rows or len(seeds) > 1):
+        raise ConfigError(
+            "a grid needs to know what is to differ",
+            expected="--vary SETTING=V1,V2,… or --rows FILE, one of the two; or several --seeds alone",
+        )
+    if given.vary:
+        cells, heading = grid.varied(base, given.vary)
+        return grid.Grid(base, cells, seeds, given.out, heading)
+    cells = grid.rows(base, given.rows) if given.rows else (grid.alone(base),)
+    return grid.Grid(base, cells, seeds, given.out, "row")
 
 
 # Telling it ---------------------------------------------------------------------------------------------------------

@@ -165,6 +165,11 @@ def varied(base: Config, asked: Sequence[str]) -> tuple[tuple[Cell, ...], str]:
     return _apart(cells), ", ".join(_short(list(choices)))
 
 
+def alone(base: Config) -> Cell:
+    """The base itself as a row."""
+    return Cell(BASE, {}, _learning(base))
+
+
 def rows(base: Config, path: Path) -> tuple[Cell, ...]:
     """The base, and a cell for each table of the file: its name, and what it changes."""
     try:
@@ -173,7 +178,7 @@ def rows(base: Config, path: Path) -> tuple[Cell, ...]:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not TOML: {error}") from None
-    cells, known = [Cell(BASE, {}, _learning(base))], {_meaning(base): BASE}
+    cells, known = [alone(base)], {_meaning(base): BASE}
     for name, changes in tables.items():
         if not isinstance(changes, dict):
             raise ConfigError(

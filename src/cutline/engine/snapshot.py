@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from threading import Thread
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -64,20 +66,30 @@ class _File:
         for key, dtype, shape in layout:
             start, end = (first + offset for offset in header[key]["data_offsets"])
             self.views[key] = buffer[start:end].view(dtype).view(shape)
-            self.places[key] = self.bytes[start:end]
+            self.places[key] = buffer[start:end].numpy()
 
     def fill(self, tensors: Tensors) -> None:
         """Copy each tensor to its place: those that lie in memory in one piece byte for byte, the others by torch.
 
-        One thread copies about as fast as memory goes. Torch asks all of its threads for each tensor, and waits for
-        the one that another process holds up: on a busy machine several times as long.
+        Of two threads the one that is free copies the next tensor. Torch has all of its threads copy a part of each,
+        and waits for the one that another process holds up.
         """
-        others = []
+        plain, others = [], []
         for key, value in tensors.items():
             if value.device.type == "cpu" and value.is_contiguous():
-                self.places[key][:] = value.detach().view(-1).view(torch.uint8).numpy().data
+                plain.append((self.places[key], value.detach().view(-1).view(torch.uint8).numpy()))
             else:
                 others.append(key)
+        todo = iter(plain)
+
+        def copy() -> None:
+            for place, value in todo:
+                np.copyto(place, value)
+
+        helper = Thread(target=copy)
+        helper.start()
+        copy()
+        helper.join()
         if others:
             with torch.no_grad():
                 torch._foreach_copy_([self.views[key] for key in others], [tensors[key] for key in others], self.pinned)
