@@ -72,7 +72,7 @@ def _planned(given: Any) -> Grid:
     from cutline.engine import grid
 
     base, seeds = settle(given), grid.seeds(given.seeds)
-    if given.vary and given.rows or not (given.vary or given.rows or len(seeds) > 1):
+    if (given.vary and given.rows) or not (given.vary or given.rows or len(seeds) > 1):
         raise ConfigError(
             "a grid needs to know what is to differ",
             expected="--vary SETTING=V1,V2,… or --rows FILE, one of the two; or several --seeds alone",
