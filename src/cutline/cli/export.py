@@ -68,7 +68,9 @@ def main(arguments: list[str]) -> int:
         return 0
     say(f"checking it on {len(pictures)} pictures", quiet=given.quiet)
     agreement = (check_classifier if classes else check_bundle)(model, out, pictures)
-    rounding = " (the weights are rounded)" if given.weights != "fp32" else ""
+    rounding = (
+        f"; weights are rounded, and what that costs says: cutline evaluate {out}" if given.weights != "fp32" else ""
+    )
     say(f"{agreement}{rounding}", quiet=given.quiet and agreement.reached)
     return 0 if agreement.reached or given.weights != "fp32" else 1
 
