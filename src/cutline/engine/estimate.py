@@ -104,12 +104,13 @@ class _Tried:
             steps = min(steps, max(1, round(60 * training.minutes / seconds)))
         epochs = -(-steps // trainer.steps_per_epoch)
         validations = -(-epochs // training.validate_every)
-        odd = "".join(f"; {each}" for each in [doubt(training, trainer.total_steps)] if each)
+        odd = doubt(training, trainer.total_steps)
         return cls(
             data=f"{learn} pictures to learn from, {judge} to validate on",
             model=_shapes(prepared),
             parameters=cost.parameters(prepared.model),
-            steps=f"{steps}: {epochs} epochs of {trainer.steps_per_epoch}, {amount} {what} each{odd}",
+            steps=f"{steps}: {epochs} epochs of {trainer.steps_per_epoch}, {amount} {what} each"
+            + (f"; {odd}" if odd else ""),
             count=steps,
             memory=_memory(prepared),
             time=f"{trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
