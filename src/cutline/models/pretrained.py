@@ -129,7 +129,7 @@ def _take_places_first(model: nn.Module) -> None:
             conv.stride = (1, 1)
 
 
-def _every(stride: tuple[int, int], conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
+def _every(stride: tuple[int, ...], conv: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     return inputs[0][..., :: stride[0], :: stride[1]]
 
 
