@@ -273,14 +273,12 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_seeds_alone_are_a_grid(tmp_path: Path, coloured: Path) -> None:
-    done = finish(begin(
-        "--task", "classes", "--encoder", "small", "--data", coloured, "--epochs", 1, "--seeds", "3,4",
-        "--dry-run", "--out", tmp_path / "grid",
-    ))  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "2 runs" in done.stdout
-    assert not (tmp_path / "grid").exists()
+def test_seeds_alone_are_a_grid(tmp_path: Path, coloured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "grid"
+    arguments = ["--task", "classes", "--encoder", "small", "--data", str(coloured), "--epochs", "1", "--seeds", "3,4"]
+    assert main(["grid", *arguments, "--dry-run", "--out", str(out)]) == 0
+    assert "2 runs" in capsys.readouterr().out
+    assert not out.exists()
 
 
 @pytest.mark.slow

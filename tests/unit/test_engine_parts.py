@@ -17,7 +17,7 @@ from cutline.config import TrainingConfig
 from cutline.engine import events, folder, journal, run, runtime
 from cutline.engine.average import Average
 from cutline.engine.known import Known
-from cutline.engine.runtime import Precision, choose_device, choose_precision, readers, reseed
+from cutline.engine.runtime import Precision, choose_device, choose_precision, readers, reseed, use_threads
 from cutline.engine.schedule import rate_factor
 from cutline.errors import ConfigError
 from cutline.models.linear import gain_of_bf16
@@ -192,6 +192,18 @@ def test_readers_take_what_those_who_learn_leave(
     monkeypatch.setattr(runtime, "ROOM", 0)
     monkeypatch.setattr(runtime, "FORKS", False)
     assert readers(torch.device(device), here) == 0
+
+
+def test_threads_are_those_asked_for_or_those_there_is_time_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = torch.get_num_threads()
+    try:
+        for asked, here, cores, expected in [(0, 1, 64, 6), (0, 2, 64, 3), (0, 1, 4, 4), (0, 3, 4, 1), (5, 2, 4, 5)]:
+            torch.set_num_threads(6)
+            monkeypatch.setattr(cpus, "count", lambda cores=cores: cores)
+            use_threads(asked, here)
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(used)
 
 
 @pytest.mark.parametrize(("gain", "name"), [(2.0, "bf16"), (0.7, "fp32"), (0.0, "fp32")])
