@@ -123,8 +123,7 @@ def test_weights_from_a_file_freeze_the_encoder_and_are_its_weights(tmp_path):
         assert weights_hash(loaded) != weights_hash(source)  # half precision was not the same
 
 
-@pytest.mark.parametrize("wrapping", ["state_dict", "model"])
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "module._orig_mod."])
+@pytest.mark.parametrize(("wrapping", "wrapper"), [("state_dict", "module."), ("model", "module._orig_mod.")])
 def test_weights_as_training_scripts_save_them(wrapping, wrapper, tmp_path):
     source = encoder_of(TIMM)
     weights = {f"{wrapper}{name}": tensor for name, tensor in source.model.state_dict().items()}
