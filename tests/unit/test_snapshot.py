@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -70,6 +72,21 @@ def test_a_snapshot_is_of_its_moment() -> None:
     data = Snapshot().take({"model": weights})["model.safetensors"]
     weights["w"].zero_()
     assert torch.equal(load(data)["w"], torch.ones(1000))
+
+
+def test_half_a_copy_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, copyto, failed = threading.get_ident(), np.copyto, threading.Event()
+
+    def fails_elsewhere(place: np.ndarray, value: np.ndarray) -> None:
+        if threading.get_ident() != mine:
+            failed.set()
+            raise MemoryError
+        assert failed.wait(10)
+        copyto(place, value)
+
+    monkeypatch.setattr(np, "copyto", fails_elsewhere)
+    with pytest.raises(MemoryError):
+        Snapshot().take({"model": {f"w{number}": torch.ones(10) for number in range(4)}})
 
 
 def test_memory_is_used_again() -> None:

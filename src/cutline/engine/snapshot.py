@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from threading import Thread
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,10 @@ class _File:
             for place, value in todo:
                 np.copyto(place, value)
 
-        helper = Thread(target=copy)
-        helper.start()
-        copy()
-        helper.join()
+        with ThreadPoolExecutor(1) as pool:
+            helper = pool.submit(copy)
+            copy()
+            helper.result()  # which raises what went wrong there: half a copy must never be saved
         if others:
             with torch.no_grad():
                 torch._foreach_copy_([self.views[key] for key in others], [tensors[key] for key in others], self.pinned)
