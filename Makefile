@@ -12,7 +12,7 @@ help:
 	@echo "make test-all  the long ones too (training to a score, fresh environments)"
 	@echo "make crash     kills, power loss, damage, full disks, hangs: whether training survives, and the figures"
 	@echo "make check     lint, format and types"
-	@echo "make bench     every figure in the docs"
+	@echo "make bench     the tables of docs/benchmarks.md"
 
 demo: $(VENV)/.train
 	$(BIN)/cutline demo --out $(DEMO)

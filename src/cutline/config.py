@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import math
+import sys
+import textwrap
 import tomllib
 import types
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -45,6 +50,9 @@ class PicturesConfig:
     """Side of the square that the encoder sees, in pixels (0: the encoder's own)."""
     fit: Literal["squash", "crop"] = "squash"
     """Make a picture square by resizing both sides, or by the encoder's own centre crop."""
+    grow: float = 1.0
+    """Learn from smaller pictures first, which is quicker: from this share of the side, that grows until three quarters
+    of a stage are over (1: of full size from the start)."""
     augment_crop: float = 1.0
     """Random crops keep at least this share of the picture (1: no crops)."""
     augment_flip: bool = False
@@ -211,6 +219,7 @@ class TrainingConfig:
 @dataclass(frozen=True)
 class SearchConfig:
     method: Literal["beam", "greedy", "diverse", "sample"] = "beam"
+    """The likeliest captions, the likeliest word each time, captions in groups that differ, or drawn by chance."""
     beam: int = 3
     """Beams kept; in diverse search, in all groups together."""
     num: int = 1
@@ -339,7 +348,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "health.port": (0, 65535),
     "threads": (0, 4096),
     **dict.fromkeys(("seed", "search.seed"), (0, 2**63 - 1)),
-    "pictures.augment_crop": (0.01, 1),
+    **dict.fromkeys(("pictures.augment_crop", "pictures.grow"), (0.01, 1)),
     "training.drop": (0, 1),
 }
 """Smallest and largest value of numbers that could not mean anything else. Search checks its own."""
@@ -407,6 +416,11 @@ def _agree(config: Config) -> None:
             f"mixup and cutmix make one picture of two, and the task '{config.task}' has no caption for that",
             expected='task = "classes", or augment_mixup = 0 and augment_cutmix = 0',
         )
+    if config.task != "classes" and pictures.grow < 1:
+        raise ConfigError(
+            f"pictures.grow = {pictures.grow:g}, but what writes captions looks at a grid of one size",
+            expected='task = "classes", or grow = 1; [[stages]] may have a pictures.size each',
+        )
 
 
 def load(path: Path, base: Config | None = None) -> Config:
@@ -426,6 +440,30 @@ def load(path: Path, base: Config | None = None) -> Config:
 
 def to_toml(config: Config) -> str:
     return str(require("tomli_w", "train", "writing a config file").dumps(to_dict(config)))
+
+
+def explained(config: Config) -> str:
+    """As `to_toml`, with what each setting means above it."""
+    meanings, lines, table = _meanings(), [], ""
+    for line in to_toml(config).splitlines():
+        if line.startswith("["):
+            table = line.strip("[]") + "."
+        meaning = meanings.get(table + line.partition(" = ")[0], "")
+        lines += [*textwrap.wrap(meaning, 79, initial_indent="# ", subsequent_indent="# "), line]
+    return "\n".join(lines) + "\n"
+
+
+def _meanings() -> dict[str, str]:
+    """What stands below each setting in this file, by the setting's name in a config file."""
+    tables = {kind.__name__: f"{name}." for name, kind in get_type_hints(Config).items() if isinstance(kind, type)}
+    found = {}
+    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
+        if isinstance(node, ast.ClassDef):
+            for setting, said in pairwise(node.body):
+                if isinstance(setting, ast.AnnAssign) and isinstance(said, ast.Expr):
+                    name = f"{tables.get(node.name, '')}{ast.unparse(setting.target)}"
+                    found[name] = " ".join(ast.literal_eval(said.value).split())
+    return found
 
 
 def _merge(base: Any, table: dict[str, Any], where: str) -> Any:

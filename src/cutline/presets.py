@@ -179,8 +179,8 @@ def scratch() -> Config:
         name="scratch",
         task="classes",
         pictures=PicturesConfig(
-            size=64, augment_crop=0.4, augment_flip=True, augment_colour=0.2, augment_rand=5, augment_erase=0.1,
-            augment_mixup=0.1, augment_cutmix=0.5,
+            size=64, grow=0.5, augment_crop=0.4, augment_flip=True, augment_colour=0.2, augment_rand=5,
+            augment_erase=0.1, augment_mixup=0.1, augment_cutmix=0.5,
         ),
         encoder=EncoderConfig(name="cnn:width=48"),
         training=TrainingConfig(

@@ -13,7 +13,7 @@ import os
 import shutil
 import stat
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -41,6 +41,9 @@ class Sorting:
         self.there = 0
         """Pictures whose bytes were there already."""
         self._earlier = {entry.source: entry for entry in undo.entries.values()}
+        self._looked: defaultdict[tuple[str, str], dict[Print, str]] = defaultdict(dict)
+        """By folder and name, the bytes of those that have it, with a number or without, in the order of the numbers: a
+        thousand pictures of one name are not looked at again for each of them."""
         self._interrupted: Entry | None = None
         """A move that may lack its last step."""
         for line, entry in list(undo.entries.items())[-1:]:  # no other can have been interrupted
@@ -95,10 +98,15 @@ class Sorting:
             return True
         if not within.is_dir():
             self._undo.make(folder)
-        for name in _numbered(source.name):
+        looked = self._looked[folder, source.name]
+        if print in looked and _whole(self._undo.folder, Entry(source, looked[print], print, moved=self._move)):
+            return False
+        for name in _numbered(source.name, len(looked)):
             entry = Entry(source, f"{folder}/{name}", print, moved=self._move)
             if os.path.lexists(within / name):
-                if _whole(self._undo.folder, entry):
+                there = _fingerprint(within / name) if _plain(within / name) else Print(-1, name)
+                looked[there if there not in looked else Print(-1, name)] = entry.target
+                if there == print:
                     return False
                 continue
             line = self._undo.add(entry)
@@ -112,6 +120,7 @@ class Sorting:
                     continue
                 raise
             self._earlier[source] = entry
+            looked[print] = entry.target
             return True
         raise AssertionError("there is always another number")
 
@@ -291,11 +300,12 @@ def _why(error: OSError) -> str:
     return f"{error.strerror}{place}" if error.strerror else str(error)
 
 
-def _numbered(name: str) -> Iterator[str]:
-    """`1.jpg`, `1-2.jpg`, `1-3.jpg`, …"""
-    yield name
+def _numbered(name: str, past: int = 0) -> Iterator[str]:
+    """`1.jpg`, `1-2.jpg`, `1-3.jpg`, …, without so many of the first ones."""
+    if not past:
+        yield name
     stem, ending = Path(name).stem, Path(name).suffix
-    for number in itertools.count(2):
+    for number in itertools.count(max(2, past + 1)):
         tail = f"-{number}{ending}"
         yield _short(stem, _LONGEST - len(os.fsencode(tail))) + tail
 

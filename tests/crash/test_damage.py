@@ -169,6 +169,7 @@ def test_a_manifest_of_the_same_step_but_other_contents(checkpoints: Checkpoints
 
 
 def test_files_of_another_run(checkpoints: Checkpoints, older: Checkpoint, newer: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
     other = Checkpoints(tmp_path / "other", "another-run").write(2, contents(2))
     shutil.copy(other.path / "manifest.json", newer.path / "manifest.json")
     assert_used(checkpoints, older, "its manifest")

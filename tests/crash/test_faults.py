@@ -102,7 +102,7 @@ def test_pictures_that_vanish_during_the_run_are_left_out_and_listed(tmp_path: P
     assert start.end() == 0, start.told
     lost = {id for event in start.events("unreadable") for id in event["pictures"]}
     assert lost == {sample.id for sample in gone}
-    assert {entry["picture"] for entry in start.journal("skipped")} == lost
+    assert {entry["picture"] for entry in start.journal("unreadable")} == lost
     assert all(str(sample.image) in start.told for sample in gone)
     assert len(start.events("step")) == STEPS
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.control_group import control_group
 from tests.crash.starts import SETTINGS, STEPS, Start
 
 LIMIT = 3_000_000_000
-GROUPS = Path("/sys/fs/cgroup")
 TAKES_ALL = """
 import sys, time
 open("/proc/self/oom_score_adj", "w").write("-1000")
@@ -28,24 +26,8 @@ while True:
 
 @pytest.fixture
 def group() -> Iterator[Path]:
-    """A new control group of either version, with a limit."""
-    first, limit = (GROUPS, "memory.max") if (GROUPS / "cgroup.controllers").exists() else (
-        GROUPS / "memory", "memory.limit_in_bytes"
-    )  # fmt: skip
-    path = first / f"cutline-test-{os.getpid()}"
-    try:
-        path.mkdir()
-        (path / limit).write_text(str(LIMIT))
-    except OSError as error:
-        path.rmdir() if path.is_dir() else None
-        pytest.skip(f"no control group can be made here: {error}")
-    yield path
-    deadline = time.monotonic() + 20
-    while path.is_dir() and time.monotonic() < deadline:
-        try:
-            path.rmdir()
-        except OSError:  # its processes are not all gone yet
-            time.sleep(0.1)
+    with control_group("memory", "memory.limit_in_bytes", "memory.max", LIMIT) as path:
+        yield path
 
 
 @pytest.mark.slow

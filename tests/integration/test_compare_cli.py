@@ -124,3 +124,11 @@ def test_a_real_run_with_its_time(run_cutline: Run, tiny_run: Path) -> None:
     assert 10_000 < found["parameters"] < 1_000_000
     assert found["bytes"] > 4 * found["parameters"] / 2
     assert 0 < found["time"]["low"] <= found["time"]["median"] < 1
+
+
+def test_of_two_runs_with_the_same_seed_the_newest_counts(run_cutline: Run, tmp_path: Path) -> None:
+    make(tmp_path / "20260101-better", seed=0, accuracy=66.0)
+    make(tmp_path / "20260102-worse", seed=0, accuracy=60.0)
+    make(tmp_path / "20260103-other", seed=1, accuracy=62.0)
+    found = json.loads(run_cutline("compare", tmp_path, "--format", "json", "--no-time").stdout)
+    assert found["seeds"][0]["scores"]["accuracy"]["mean"] == 61.0

@@ -11,7 +11,9 @@ import pytest
 
 from cutline.cli import benchmark as verb
 from cutline.cli import benchmark_table
+from cutline.cli.arguments import parse
 from cutline.cli.benchmark_table import Row
+from cutline.cli.train import form
 from cutline.config import Config
 from cutline.engine import benchmark
 from cutline.engine.benchmark import Measured
@@ -64,6 +66,15 @@ def test_given_weights_are_used_as_they_are_and_learn_on(tmp_path: Path) -> None
     assert frozen.training.epochs == PRESETS["probe"]().training.epochs  # more would only learn by heart
     assert frozen.pictures.augment_crop == 1.0
     assert {tuned.encoder.weights, frozen.encoder.weights} == {"w"}
+
+
+def test_a_size_that_is_asked_for_counts_for_more_than_that_of_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "small.toml"
+    file.write_text("[pictures]\nsize = 32\n")
+    arguments = ["--data", "x", "--out", str(tmp_path / "out"), "--config", str(file), "--networks", "cnn"]
+    made = form("Classify", verb._ABOUT, verb.Switches, without=verb._WITHOUT)
+    given = [parse(made, [*arguments, *more], verb="benchmark classify") for more in ([], ["--size", "48"])]
+    assert [verb._planned(each)[0].base.pictures.size for each in given] == [32, 48]
 
 
 def measured(accuracy: float, **other: object) -> Measured:
@@ -129,7 +140,7 @@ def test_the_table_has_the_best_first_and_says_what_failed(tmp_path: Path) -> No
 
 
 def test_other_data_are_told_and_five_best_of_few_classes_are_not_shown(tmp_path: Path) -> None:
-    sure = {"accuracy": 50.0, "top5": 100.0, "macro_f1": 50.0}
+    sure = {"accuracy": 50.0, "macro_f1": 50.0}
     rows = [Row("dnn", {0: measured(50.0, scores=sure)}, {}), Row("cnn", {0: measured(0, scores=sure, data="x")}, {})]
     benchmark_table.write(planned(tmp_path), rows)
     text = (tmp_path / "table.md").read_text()

@@ -97,6 +97,7 @@ def test_a_checkpoint_of_another_step_or_run_or_format_is_refused(
 ) -> None:
     save(checkpoints, 3).path.rename(checkpoints.folder / "step-00000009")
     assert "holds step 3" in checkpoints.problem(checkpoints.folder / "step-00000009")
+    (tmp_path / "other").mkdir()
     foreign = save(Checkpoints(tmp_path / "other", "another-run"), 10).path
     foreign.rename(checkpoints.folder / foreign.name)
     assert checkpoints.problem(checkpoints.folder / foreign.name) == "it belongs to another run"
@@ -213,3 +214,38 @@ def test_a_name_taken_by_a_leftover_stops_neither_saving_nor_removing(checkpoint
     shutil.copytree(checkpoints.latest().path, checkpoints.folder / ".step-00000001.gone.tmp")
     checkpoints.retain(save(checkpoints, 2), keep=1, every=0, best=0)
     assert names(checkpoints) == ["step-00000002"]
+
+
+def test_looking_for_a_step_reads_no_other(checkpoints: Checkpoints, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in range(1, 6):
+        save(checkpoints, step)
+    read: list[str] = []
+    plain = Checkpoints.problem
+    monkeypatch.setattr(Checkpoints, "problem", lambda self, path: (read.append(path.name), plain(self, path))[1])
+    found = checkpoints.of_step(2)
+    assert found
+    assert read == [found.path.name]
+    assert checkpoints.of_step(9) is None
+
+
+def test_a_run_that_was_moved_away_is_not_begun_where_it_was(tmp_path: Path) -> None:
+    moved = Checkpoints(tmp_path / "moved", "a-run")
+    with pytest.raises(FileNotFoundError):
+        save(moved, 1)
+    assert not moved.folder.parent.exists()
+
+
+def test_a_sealed_file_tells_whether_it_has_changed(tmp_path: Path) -> None:
+    file = tmp_path / "encoder-0.safetensors"
+    checkpoint.seal(file, b"weights" * 100)
+    assert checkpoint.unsealed(file) == ""
+    data = bytearray(file.read_bytes())
+    data[300] ^= 1
+    file.write_bytes(data)
+    assert "does not match its hash" in checkpoint.unsealed(file)
+    file.write_bytes(data[:-1])
+    assert "has 699 bytes" in checkpoint.unsealed(file)
+    file.with_suffix(".json").write_text("{")
+    assert "cannot be read" in checkpoint.unsealed(file)
+    file.with_suffix(".json").unlink()  # as older runs have it
+    assert checkpoint.unsealed(file) == ""

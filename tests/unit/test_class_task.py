@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,16 +16,23 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cutline import config as configuration
+from cutline.cli import evaluate, finish_classes
+from cutline.cli.pictures import find_model
 from cutline.config import Config
 from cutline.data.corpus import Sample
 from cutline.engine import folder, run, weights
 from cutline.engine.batches import Batch
+from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.classes import BothTask, ClassTask
+from cutline.engine.estimate import dry_run
 from cutline.engine.known import Known
 from cutline.engine.loop import Stopped, train
 from cutline.engine.resume import resume
+from cutline.engine.schedule import grown
+from cutline.engine.sources import FeatureSource
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, DataError, ModelError
+from cutline.export import accept, unchecked
 from cutline.models.both import TwoHeaded
 from cutline.models.captioner import Captioner
 from cutline.models.classifier import Classifier
@@ -110,6 +118,17 @@ def test_rare_classes_count_for_more() -> None:
     counts = torch.tensor([0.5, 1.0, 4.0])
     each = cross_entropy(LOGITS, HARD, reduction="none")
     assert loss_of(torch.eye(3)[HARD], counts=counts)[0] == pytest.approx(float((each * counts[HARD]).mean()))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_each_part_of_a_mixed_picture_counts_as_its_class_does(smoothing: float) -> None:
+    counts, parts = torch.tensor([0.5, 1.0, 4.0]), torch.tensor([[0.7, 0.3, 0.0], [0.0, 0.5, 0.5], [0.0, 0.1, 0.9]])
+    whole = torch.stack([
+        counts[k] * cross_entropy(LOGITS, torch.full((3,), k), label_smoothing=smoothing, reduction="none")
+        for k in range(3)
+    ])  # fmt: skip
+    expected = float((parts * whole.T).sum(1).mean())
+    assert loss_of(parts, smoothing=smoothing, counts=counts)[0] == pytest.approx(expected)
 
 
 def test_a_picture_of_no_class_adds_nothing() -> None:
@@ -201,9 +220,14 @@ ALL_CHANGES = {
 }  # fmt: skip
 
 
+SMALL_CNN = {"name": "cnn:width=8,stages=2"}
+"""Sees pictures of any size."""
+
+
 @pytest.mark.parametrize("balance", ["weights", "sampling"])
 def test_a_run_stopped_anywhere_ends_the_same(config: Config, balance: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = changed(config, pictures=ALL_CHANGES, training={"ema": 0.9, "epochs": 3}, classes={"balance": balance})
+    pictures, training = ALL_CHANGES | {"grow": 0.3}, {"ema": 0.9, "epochs": 3}
+    config = changed(config, encoder=SMALL_CNN, pictures=pictures, training=training, classes={"balance": balance})
     whole = trainer_of(config)
     train(whole, quiet=True)
     parts = trainer_of(config)
@@ -224,6 +248,100 @@ def test_a_run_stopped_anywhere_ends_the_same(config: Config, balance: str, monk
     assert (parts.run / "events.jsonl").read_bytes() == (whole.run / "events.jsonl").read_bytes()
     for name, value in weights.learned(whole.task.model).items():
         assert torch.equal(value, weights.learned(parts.task.model)[name]), name
+
+
+def sides_seen(trainer: Trainer) -> list[int]:
+    """Those of the pictures that the encoder sees in a run, one after another."""
+    seen: list[int] = []
+    trainer.task.model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
+    train(trainer, quiet=True)
+    return seen
+
+
+def test_pictures_grow_while_they_are_learned_from_and_are_judged_whole(config: Config) -> None:
+    training = {"epochs": 4, "validate_every": 3}
+    config = changed(config, encoder=SMALL_CNN, pictures={"grow": 0.4}, training=training)
+    seen = sides_seen(trainer_of(config))
+    judged = [24]  # once after three epochs of five steps, and in the end
+    assert seen == [8] * 7 + [16] * 8 + judged + [24] * 5 + judged
+
+
+@pytest.mark.parametrize("encoder", ["dnn:hidden=8", "vit_tiny_patch16_224"])
+def test_an_encoder_of_one_size_sees_pictures_that_do_not_grow(
+    config: Config, encoder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = {"dnn:hidden=8": 24, "vit_tiny_patch16_224": 32}[encoder]
+    config = changed(
+        config,
+        pictures={"grow": 0.4, "size": size},
+        encoder={"name": encoder, "weights": "none"},
+        training={"epochs": 1},
+    )
+    prepared = run.prepare(config)
+    assert "pictures do not grow" in capsys.readouterr().err
+    assert prepared.config.pictures.grow == 1.0
+    assert set(sides_seen(run.trainer(prepared, run.create(prepared)))) == {size}
+
+
+def test_pictures_that_grow_are_not_stored_as_features(config: Config) -> None:
+    encoder = SMALL_CNN | {"train": "nothing"}
+    config = changed(config, pictures={"grow": 0.4}, encoder=encoder, training={"epochs": 1})
+    assert sides_seen(trainer_of(config))[0] == 8
+
+
+def test_pictures_that_do_not_grow_after_all_may_be_stored(config: Config) -> None:
+    encoder = {"name": "dnn:hidden=8", "train": "nothing"}
+    prepared = run.prepare(changed(config, pictures={"grow": 0.4}, encoder=encoder), quiet=True)
+    assert isinstance(prepared.batches.source, FeatureSource)
+
+
+def test_all_sizes_must_be_seen_for_pictures_to_grow(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    prepared = run.prepare(changed(config, pictures={"grow": 0.4}, encoder={"name": "small"}))
+    assert "pictures do not grow: the encoder 'small' cannot see 8 x 8 pixels" in capsys.readouterr().err
+    assert prepared.batches.pictures.grow == 1.0
+
+
+def test_captions_are_not_learned_from_pictures_that_grow(config: Config) -> None:
+    with pytest.raises(ConfigError, match="looks at a grid of one size"):
+        configuration.from_dict({"task": "captions"}, changed(config, pictures={"grow": 0.5}))
+
+
+def test_what_a_run_will_take_counts_small_pictures_as_quick(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that take as long as their pictures have pixels, of pictures that grow and of those that do not."""
+
+    def step(self: Trainer, batches: list[Batch], stop: bool) -> dict[str, float]:
+        side = grown(24, self.batches.pictures.grow, self.share)
+        time.sleep(side**2 / 24**2 / 8)
+        return {}
+
+    monkeypatch.setattr(Trainer, "_step", step)
+    training = {"epochs": 100, "minutes": 0.1}
+    config = changed(config, encoder=SMALL_CNN, training=training, pictures={"grow": 0.3})
+    growing = dry_run(config, quiet=True)
+    whole = dry_run(changed(config, pictures={"grow": 1.0}), quiet=True)
+    paces = [grown(24, 0.3, share) ** 2 / 24**2 for share in (0.125, 0.375, 0.625, 0.875)]
+    assert growing.steps / whole.steps == pytest.approx(np.mean(1 / np.array(paces)), rel=0.15)
+    longer = {"training": {"minutes": 10}}
+    growing, whole = (
+        dry_run(configuration.from_dict(longer, changed(config, pictures={"grow": grow})), quiet=True)
+        for grow in (0.3, 1.0)
+    )
+    assert growing.steps == whole.steps == 500
+    assert growing.seconds / whole.seconds == pytest.approx(np.mean(paces), rel=0.1)
+
+
+def test_a_run_takes_the_threads_that_it_is_given(config: Config) -> None:
+    before = torch.get_num_threads()
+    try:
+        run.prepare(replace(config, threads=3), quiet=True)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_warm_up_without_an_end_is_told(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    train(trainer_of(changed(config, training={"epochs": 1, "warmup": 50})))
+    assert "note: training.warmup is 50 steps, the stage 5" in capsys.readouterr().err
 
 
 def test_other_labels_are_another_run(config: Config, coloured: Path, tmp_path: Path) -> None:
@@ -414,3 +532,56 @@ def _of(trainer: Trainer, numbers: list[int]) -> tuple[object, ...]:
     labels = trainer.batches.labels.targets(indices)
     pictures = trainer.batches.source.load(indices, None)
     return pictures, tokens, torch.from_numpy(indices), torch.from_numpy(flips), {}, labels
+
+
+# What comes of it ---------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_judged_on_what_it_has_not_learned_from_wherever_its_data_are_named(
+    config: Config, coloured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = changed(config, data={"split_seed": 3, "val_share": 0.3})
+    place = folder.make(config)
+    (place / "config.toml").write_text(configuration.to_toml(config))
+    (place / "bundle").mkdir()
+    own = {sample.id for sample in evaluate._corpus(evaluate.Evaluate(place)).split("val")}
+    assert len(own) > 8
+    for model in (place, place / "bundle"):
+        found = evaluate._corpus(evaluate.Evaluate(model, data=str(coloured)))
+        assert {sample.id for sample in found.split("val")} == own
+    assert "may be among them" not in capsys.readouterr().err
+    elsewhere = evaluate._corpus(evaluate.Evaluate(place.parent / "bundle", data=str(coloured)))
+    assert {sample.id for sample in elsewhere.split("val")} != own
+    assert "what this model has learned from may be among them" in capsys.readouterr().err
+
+
+def test_a_temperature_is_of_the_weights_that_it_was_fitted_to(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(changed(config, training={"epochs": 2, "keep": 9}))
+    assert finish_classes._temperature(trainer.run, None) == 1.0
+    train(trainer, quiet=True)
+    best = Checkpoints(trainer.run, folder.identity(trainer.run)).best()
+    other = 5 if best.step == 10 else 10
+    told = {"temperature": 1.7, "split": "val", "of": best.path.name}
+    (trainer.run / finish_classes.CALIBRATION).write_text(json.dumps(told))
+    assert finish_classes._temperature(trainer.run, None) == 1.7
+    assert finish_classes._temperature(trainer.run, best.step) == 1.7
+    assert not capsys.readouterr().err
+    assert finish_classes._temperature(trainer.run, other) == 1.0
+    assert "probabilities are not calibrated" in capsys.readouterr().err
+
+
+def test_a_bundle_takes_its_place_once_it_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = tmp_path / "runs" / "a" / "bundle"
+    for text in ("first", "second"):
+        unchecked(bundle).mkdir(parents=True)
+        (unchecked(bundle) / "bundle.json").write_text(text)
+        accept(bundle)
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+    assert (bundle / "bundle.json").read_text() == "second"
+    unchecked(bundle).mkdir()
+    (unchecked(bundle) / "bundle.json").write_text('{"kind": "captioner"}')
+    shutil.rmtree(bundle)
+    monkeypatch.chdir(tmp_path)
+    assert find_model("captioner", "CUTLINE_NO_SUCH") is None  # not one that waits for its check

@@ -1,5 +1,8 @@
 """Configurations: read, written, refused by name."""
 
+import re
+import tomllib
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -111,3 +114,18 @@ def test_every_range_is_of_a_setting() -> None:
         for section in sections:
             owner = getattr(owner, section)
         assert low <= getattr(owner, key) <= high, name
+
+
+def test_a_printed_config_says_what_every_setting_means_and_is_read_back() -> None:
+    text = config.explained(PRESETS["flickr8k"]())
+    lines = text.splitlines()
+    assert config.from_dict(tomllib.loads(text)) == PRESETS["flickr8k"]()
+    assert lines[lines.index("split_seed = 0") - 1] == "# Seed of that division."
+    assert max(len(line) for line in lines if line.startswith("#")) <= 79
+    table, settings = "", 0
+    for before, line in pairwise(["", *lines]):
+        table = line if line.startswith("[") else table
+        if re.match(r"\w+ = ", line) and "stages" not in table:  # those only change what stands above them
+            assert before.startswith("# "), line
+            settings += 1
+    assert settings > 100

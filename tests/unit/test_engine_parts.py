@@ -1,6 +1,7 @@
 """Schedules, averages, events, devices: the small parts that the loop stands on."""
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from cutline.engine import events, folder, journal, run, runtime
 from cutline.engine.average import Average
 from cutline.engine.known import Known
 from cutline.engine.runtime import Precision, choose_device, choose_precision, readers, reseed, use_threads
-from cutline.engine.schedule import rate_factor
+from cutline.engine.schedule import GROWN, grown, rate_factor
+from cutline.engine.watch import FOLDER
 from cutline.errors import ConfigError
 from cutline.models.linear import gain_of_bf16
 
@@ -51,6 +53,21 @@ def test_step_drops_every_few_epochs() -> None:
 def test_plateau_drops_once_for_each_plateau() -> None:
     config = replace(BASE, schedule="plateau", warmup=0, drop=0.5)
     assert [rate_factor(config, 50, 20, drops) for drops in range(3)] == [1, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("side", [64, 224, 30])
+@pytest.mark.parametrize("first", [0.5, 0.3, 0.99])
+def test_pictures_grow_to_their_size_in_even_parts(side: int, first: float) -> None:
+    sides = [grown(side, first, share / 100) for share in range(101)]
+    assert sides[0] == int(side * first) // 8 * 8
+    assert sides == sorted(sides)
+    assert {each for each in sides if each % 8} <= {side}
+    assert sides[round(100 * GROWN)] == side > sides[round(100 * GROWN) - 1]
+
+
+def test_pictures_that_do_not_grow_or_cannot_have_their_size_at_once() -> None:
+    assert [grown(64, 1.0, share) for share in (0, 0.5, 1)] == [64] * 3
+    assert grown(7, 0.5, 0) == 7
 
 
 def test_average_is_the_weighted_mean_and_leaves_the_model_alone() -> None:
@@ -106,6 +123,48 @@ def test_events_are_appended_and_a_cut_line_is_left_out(tmp_path: Path) -> None:
     assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [2.5, 1.0]
 
 
+def test_what_a_full_disk_kept_back_is_forgotten_with_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = events.Events(tmp_path / "events.jsonl")
+    log.write("step", 1)
+    size = log.size
+    with monkeypatch.context() as patch:
+
+        def write(*_: object) -> int:
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(os, "write", write)
+        log.write("step", 2)
+        log.cut(size)
+    log.write("step", 3)
+    log.close()
+    assert [event["step"] for event in events.read(log.path)] == [1, 3]
+    assert log.path.stat().st_size == log.size
+
+
+@pytest.mark.parametrize("cut", [b'{"kind": "saved", "pa', b"\xc3"])
+def test_an_entry_after_one_that_was_cut_short_is_whole(tmp_path: Path, cut: bytes) -> None:
+    story = journal.Journal(tmp_path)
+    assert story.write("started")
+    with story.path.open("ab") as file:
+        file.write(cut)
+    assert story.write("finished")
+    assert story.write("again")
+    assert [entry["kind"] for entry in journal.read(tmp_path)] == ["started", "finished", "again"]
+
+
+def test_a_process_goes_on_without_its_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was told twice to end, and has taken its folder along; what is to be saved is saved all the same."""
+    code = (
+        "import shutil, sys; from cutline.engine.watch import Watched; watched = Watched(0)\n"
+        "watched.beat(); shutil.rmtree(sys.argv[1]); watched.beat(); watched.report('stopped')\n"
+    )
+    place = tmp_path / "watched"
+    place.mkdir()
+    monkeypatch.setenv(FOLDER, str(place))
+    done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_line_of_a_log_ends_only_where_it_was_ended(tmp_path: Path) -> None:
     """The name of a picture may hold what ends a line of text, in Unicode's view; and that of a folder any bytes."""
     log, names = events.Events(tmp_path / "events.jsonl"), ["a\u2028b.png", "c\x85d.png"]
@@ -135,7 +194,12 @@ def test_auto_says_what_it_chose_and_why() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"), [("gpu", "unknown device 'gpu'"), ("cuda:99", "device 'cuda:99' is not there")]
+    ("name", "says"),
+    [
+        ("gpu", "unknown device 'gpu'"),
+        ("cuda:99", "device 'cuda:99' is not there"),
+        ("meta", "does not learn on 'meta'"),
+    ],
 )
 def test_devices_that_are_not_there(name: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says):

@@ -269,6 +269,26 @@ def test_resuming_repeats_what_is_not_certain_and_nothing_else(samples, encoder,
     assert not draft.exists()
 
 
+def test_what_is_ended_just_before_it_takes_its_place_is_not_computed_again(samples, encoder, tmp_path, monkeypatch):
+    plain = Path.rename
+
+    def rename(path: Path, to: Path) -> Path:
+        if Path(to) == tmp_path / "store":
+            raise KeyboardInterrupt
+        return plain(path, to)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", rename)
+        with pytest.raises(KeyboardInterrupt):
+            made(samples, encoder, tmp_path / "store")
+    encoded = count_encoded(monkeypatch)
+    store = made(samples, encoder, tmp_path / "store")
+    assert encoded == []
+    assert store.verify() == []
+    assert contents(tmp_path / "store") == contents(made(samples, encoder, tmp_path / "whole").path)
+    assert {path.name for path in (tmp_path / "store").iterdir()} == set(FILES)
+
+
 def test_other_settings_start_over(samples, encoder, tmp_path, monkeypatch):
     broken_off(samples, encoder, tmp_path / "store")
     sizes = count_encoded(monkeypatch)

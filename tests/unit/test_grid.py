@@ -366,8 +366,24 @@ def test_scores_may_be_chosen_and_of_some_less_is_better(table: tuple[Grid, list
     assert [column.heading for column in scores] == ["nll"]
     assert scores[0].best == [False, False, True, False]
     assert len(grid_table.columns(told, "all", compare=False)[0]) == 2
-    with pytest.raises(ConfigError, match=r"no run has the score 'bleu'\nexpected: en_cider, nll"):
-        grid_table.columns(told, "bleu", compare=False)
+    absent = grid_table.columns(told, "top5", compare=False)[0]
+    assert set(absent[0].texts) == {"–"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "task"), [("bleu", "captions"), ("top5", "captions"), ("accuracy,en_cider", "classes"), ("nl", "both")]
+)
+def test_a_score_that_no_run_can_have_is_refused_before_anything_is_learned(asked: str, task: str) -> None:
+    with pytest.raises(ConfigError, match=r"no run has the score '(bleu|top5|en_cider|nl)'"):
+        grid_table.check(asked, task)
+
+
+@pytest.mark.parametrize(
+    ("asked", "task"),
+    [("", "captions"), ("all", "classes"), ("de_bleu_4, en_novel", "captions"), ("nll,en_cider", "both")],
+)
+def test_scores_that_a_run_may_have_are_not(asked: str, task: str) -> None:
+    grid_table.check(asked, task)
 
 
 def test_what_is_written_alike_is_best_alike(table: tuple[Grid, list[Row]]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
+from cutline.data import images
 from cutline.data.images import Limits, Transform, as_rgb, find_pictures, open_picture, readable
 from cutline.errors import DataError
 
@@ -99,6 +100,11 @@ def test_sixteen_bits_are_scaled(mode: str) -> None:
     else:
         data = saved(Image.fromarray(ramp), "PNG")
     assert np.abs(np.asarray(open_picture(data))[0, :, 0].astype(int) - np.arange(256)).max() <= 1
+
+
+def test_a_dark_grey_map_of_sixteen_bits_stays_dark() -> None:
+    dark = b"P5 2 2 65535\n" + struct.pack(">4H", 200, 200, 514, 65535)
+    assert np.asarray(open_picture(dark))[..., 0].tolist() == [[1, 1], [2, 255]]
 
 
 def test_sixteen_bit_colour_and_grey_with_alpha() -> None:
@@ -411,3 +417,15 @@ def test_readable_are_those_that_can_be_decoded_to_their_end(format: str, tmp_pa
     Image.fromarray(noise).save(whole, format)
     cut.write_bytes(whole.read_bytes()[: whole.stat().st_size * 3 // 4])
     assert list(readable([gone, cut, whole])) == [whole]
+
+
+def test_a_disk_that_does_not_give_a_picture_back_is_told_as_any_other_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(file: object, name: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(images, "_identify", read)
+    with pytest.raises(DataError, match=r"a\.png cannot be read: Input/output error"):
+        open_picture(tmp_path / "a.png")

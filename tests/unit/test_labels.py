@@ -294,6 +294,13 @@ def test_cifar(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, inn
     assert [path.name for path in cache.iterdir()] == [last.image.parent.parent.name]
 
 
+def test_cifar_is_found_where_the_cache_is_named_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUTLINE_CACHE", "cache")
+    cifar(tmp_path / "data", data_batch_1=[1, 0, 1, 0])
+    assert all(sample.image.is_file() for sample in read_corpus(tmp_path / "data").samples)
+
+
 def test_cifar_names_its_classes(tmp_path: Path) -> None:
     cifar(tmp_path, data_batch_1=[1, 0, 1, 0])
     (tmp_path / "batches.meta.txt").write_text("\n".join(f"thing {n}" for n in range(10)) + "\n\n")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 from cutline import config as configuration
 from cutline.config import Config
 from cutline.engine import choose, journal, run, weights
+from cutline.engine.batches import Batch
 from cutline.engine.loop import Loop, train
 from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
@@ -47,6 +50,41 @@ def gradients(trainer: Trainer, batches: int) -> list[torch.Tensor]:
     group = [batch for _, batch in zip(range(batches), trainer.batches.iterate(0, 0, 0), strict=False)]
     trainer.step(group)
     return [p.grad.clone() for p in trainer.parameters if p.grad is not None]
+
+
+def test_nothing_of_a_part_that_did_not_fit_is_held_when_smaller_ones_are_tried(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(config)
+    whole, plain = trainer.batches[0], trainer.task.loss
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def loss(batch: Batch, *rest: Any) -> tuple[torch.Tensor, float]:
+        assert not [ref for ref in held if ref() is not None]
+        found, told = plain(batch, *rest)
+        held.append(weakref.ref(found))
+        if len(batch) == len(whole):
+            found.register_hook(out_of_memory)
+        return found, told
+
+    def out_of_memory(_: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trainer.task, "loss", loss)
+    trainer.step([whole])
+    assert trainer.at.split == 2
+    assert len(held) == 3
+
+
+def test_validation_takes_no_more_at_once_than_fits_into_a_step(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(config, batch=8)
+    seen: list[int] = []
+    monkeypatch.setattr(trainer.task, "validate", lambda batch, *rest: seen.append(batch))
+    for trainer.at.split in (1, 4, 16):
+        trainer.validate(lambda count: None)
+    assert seen == [8, 2, 1]
 
 
 @pytest.mark.parametrize("attention_weight", [0.0, 0.5])
@@ -270,7 +308,7 @@ def test_a_step_without_a_picture_that_can_be_read_is_told_as_that(
     events = [json.loads(line) for line in (trainer.run / "events.jsonl").read_text().splitlines()]
     assert [event["kind"] for event in events[:3]] == ["step", "step", "unreadable"]
     assert not [event for event in events if event["kind"] == "skipped"]
-    told = [entry["what"] for entry in journal.read(trainer.run) if entry["kind"] == "skipped"]
+    told = [entry["what"] for entry in journal.read(trainer.run) if entry["kind"] == "unreadable"]
     assert told == ["picture left out: it is gone"] * len(lost)
     assert (at.step, at.skipped, at.trouble) == (trainer.steps_per_epoch, 0, 0)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pynvml
 import pytest
+from tests.control_group import control_group
 
 from cutline import control_groups
 from cutline.engine import machine
@@ -157,18 +158,8 @@ def test_shares_of_processors_in_version_1(tmp_path: Path) -> None:
 
 @pytest.fixture
 def half_a_processor() -> Iterator[Path]:
-    """A new control group of this machine's kernel, of either version."""
-    groups = Path("/sys/fs/cgroup")
-    second = (groups / "cgroup.controllers").exists()
-    path = (groups if second else groups / "cpu") / f"cutline-test-{os.getpid()}"
-    try:
-        path.mkdir()
-        (path / ("cpu.max" if second else "cpu.cfs_quota_us")).write_text("50000")
-    except OSError as error:
-        path.rmdir() if path.is_dir() else None
-        pytest.skip(f"no control group can be made here: {error}")
-    yield path
-    path.rmdir()
+    with control_group("cpu", "cpu.cfs_quota_us", "cpu.max", 50_000) as path:
+        yield path
 
 
 def test_a_process_with_half_a_processor(half_a_processor: Path) -> None:

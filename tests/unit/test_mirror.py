@@ -1,5 +1,7 @@
 """A mirrored picture's caption names the other side."""
 
+import unicodedata
+
 import pytest
 
 from cutline.data.mirror import can_mirror, mirrored
@@ -11,6 +13,7 @@ from cutline.data.mirror import can_mirror, mirrored
         ("en", "a dog left of a cat, Right side", "a dog right of a cat, Left side"),
         ("de", "links ein Hund, auf der rechten Seite", "rechts ein Hund, auf der linken Seite"),
         ("es", "a la izquierda un perro derecho", "a la derecha un perro izquierdo"),
+        ("cs", unicodedata.normalize("NFD", "levá ruka"), "pravá ruka"),
         ("cs", "pes vlevo od pravého kola", "pes vpravo od levého kola"),
         ("en", "a bright leftover", "a bright leftover"),
         ("en", "a left-facing dog, top-left", "a right-facing dog, top-right"),
@@ -19,7 +22,7 @@ from cutline.data.mirror import can_mirror, mirrored
 )
 def test_sides_change_places(lang: str, text: str, turned: str) -> None:
     assert mirrored(text, lang) == turned
-    assert mirrored(turned, lang) == text
+    assert mirrored(turned, lang) == unicodedata.normalize("NFC", text)
 
 
 def test_french_right_as_a_direction_or_of_a_thing() -> None:

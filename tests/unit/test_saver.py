@@ -243,3 +243,46 @@ def test_before_the_first_checkpoint_there_is_none(build: Build, monkeypatch: py
     save(saver, 1)
     with pytest.raises(CutlineError, match="there is no checkpoint yet"):
         saver.must_have(1)
+
+
+def saved_steps(saver: Saver) -> list[int]:
+    return [each.step for each in saver.checkpoints.verified()]
+
+
+def test_the_best_that_is_there_stays_until_a_better_one_is(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the better one, which could not be written, is the first to be once the disk is mended."""
+    saver = build(keep=1)
+    for step in (1, 2):
+        save(saver, step, best=1)
+        saver.wait()
+    assert saved_steps(saver) == [2, 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "write", fails(errno.ENOSPC))
+        save(saver, 3, best=3)
+        saver.wait()
+        assert 1 in saved_steps(saver)
+        save(saver, 4, best=3)  # and once more in vain
+        with pytest.raises(CutlineError, match="step 4 could not be saved"):
+            saver.must_have(4)
+    assert 1 in saved_steps(saver)
+    save(saver, 5, best=3)
+    saver.must_have(5)
+    assert saved_steps(saver) == [5, 3]
+    assert [float(tensors(each, "model")["w"][0]) for each in saver.checkpoints.verified()] == [5, 3]
+
+
+def test_a_run_that_goes_on_knows_its_best(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = build(keep=1)
+    for step in (1, 2):
+        before.save(Moment(step, 1, {"progress": {"best_step": 1}}), {"model": {"w": torch.ones(5)}}, lambda: None)
+        before.wait()
+    again = build(keep=1)
+    again.start_at(again.checkpoints.latest())
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "write", fails(errno.ENOSPC))
+        save(again, 3, best=3)
+        again.wait()
+    assert saved_steps(again) == [2, 1]
+    save(again, 4, best=4)  # better still: nobody needs the other any more
+    again.must_have(4)
+    assert saved_steps(again) == [4]

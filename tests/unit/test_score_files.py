@@ -71,6 +71,11 @@ def test_one_row_of_jsonl_is_not_an_object_of_captions(tmp_path: Path) -> None:
     assert read_predictions(write(tmp_path, row)) == {"1.jpg": "a dog"}
 
 
+def test_names_of_a_row_may_be_written_large(tmp_path: Path) -> None:
+    row = {"Image": "1.jpg", "Caption": "a dog"}
+    assert read_predictions(write(tmp_path, row)) == {"1.jpg": "a dog"}
+
+
 def test_one_language_of_several(tmp_path: Path) -> None:
     captions = [{"text": "a dog", "lang": "en"}, {"text": "ein Hund", "lang": "de"}, {"text": "Hund", "lang": "de"}]
     both = write(tmp_path, {"path": "1.jpg", "captions": captions})

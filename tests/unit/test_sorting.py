@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tests.sorted_pictures import LABELS, SORTED, all_of, draw, everything, put, take_back, without_undo, write
 
 from cutline import sorting
 from cutline.errors import ConfigError
-from cutline.sorting import folder_names
+from cutline.sorting import folder_names, sort_into
 
 
 @pytest.fixture
@@ -339,3 +340,23 @@ def test_between_real_file_systems(tmp_path: Path) -> None:
         assert not to.exists()
     finally:
         shutil.rmtree(to, ignore_errors=True)
+
+
+def test_many_pictures_of_one_name_are_not_compared_with_each_other_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one size, too, so that only their bytes tell them apart; the last is there already."""
+    sources = [tmp_path / "photos" / f"{number}" / "cover.bmp" for number in range(40)]
+    for number, source in enumerate(sources):
+        source.parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4), (number % 39, 0, 0)).save(source)
+    read: list[Path] = []
+    plain = sorting._fingerprint
+    monkeypatch.setattr(sorting, "_fingerprint", lambda path: (read.append(path), plain(path))[1])
+    for _ in range(2):
+        with sort_into(tmp_path / "sorted", ["a"], move=False, least=0.5) as into:
+            for source in sources:
+                into.put(source, "a", 1.0)
+    names = {path.name for path in (tmp_path / "sorted" / "a").iterdir()}
+    assert names == {"cover.bmp", *(f"cover-{number}.bmp" for number in range(2, 40))}
+    assert len(read) < 5 * len(sources)

@@ -43,10 +43,10 @@ class Switches:
     """Learn these from nothing: dnn and cnn, with or without arguments, and models of timm."""
     seeds: Annotated[str, tyro.conf.arg(metavar="N,N,…")] = "0"
     """Learn each network once with each of these."""
-    size: Annotated[int, tyro.conf.arg(metavar="PIXELS")] = 64
-    """Side of the pictures for what learns from nothing."""
-    encoder_size: Annotated[int, tyro.conf.arg(metavar="PIXELS")] = 0
-    """Side of the pictures for the encoder with the weights (0: its own)."""
+    size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Side of the pictures for what learns from nothing (default: 64)."""
+    encoder_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
+    """Side of the pictures for the encoder with the weights (default: its own)."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings for all of them, as a config file of cutline train."""
     gpus: Annotated[str, tyro.conf.arg(metavar="N|all")] = ""
@@ -114,6 +114,7 @@ class Baseline:
 
 
 def _planned(given: Any) -> tuple[Grid, list[Baseline]]:
+    from cutline import config as configuration
     from cutline.cli.train import settle
     from cutline.engine import benchmark, grid
     from cutline.presets import PRESETS
@@ -128,13 +129,15 @@ def _planned(given: Any) -> tuple[Grid, list[Baseline]]:
             fix=f"--networks {given.encoder} lets it learn from nothing",
         )
 
-    def recipe(preset: str, size: int, **own: Any) -> Config:
+    def recipe(preset: str, size: int | None, **own: Any) -> Config:
         base = PRESETS[preset]()
         data = replace(base.data, val_share=0.2, test_share=0.0)
-        base = replace(base, data=data, pictures=replace(base.pictures, size=size))
         found = settle(
-            SimpleNamespace(**{**vars(given), "encoder": None, "weights": None, "minutes": None, **own}), base
+            SimpleNamespace(**{**vars(given), "encoder": None, "weights": None, "minutes": None, **own}),
+            replace(base, data=data),
         )
+        if size is not None:
+            found = configuration.from_dict({"pictures": {"size": size}}, found)
         if found.task != "classes":
             raise ConfigError(f"the task is '{found.task}'", expected='"classes"')
         return found

@@ -31,7 +31,8 @@ class Row:
     """The other seeds, and why they are not done, where that is known."""
 
     def score(self, name: str) -> float | None:
-        return fmean(each.scores[name] for each in self.results.values()) if self.results else None
+        known = [each.scores[name] for each in self.results.values() if name in each.scores]
+        return fmean(known) if known else None
 
     def cost(self, name: str) -> float | None:
         """The mean over the seeds; of memory the most, since that is what a machine must have."""
@@ -89,8 +90,8 @@ def _table(planned: Grid, rows: Sequence[Row]) -> tuple[list[str], list[list[Col
     for row in ordered:
         done, asked = len(row.results), len(row.results) + len(row.missing)
         names.append(row.name if done == asked else f"{row.name} ({done} of {asked})")
-    few = all(row.score("top5") in (None, 100.0) for row in rows)  # with five classes or fewer it says nothing
-    shown = {"macro_f1": "macro F1"} if few else {"top5": "best five", "macro_f1": "macro F1"}
+    shown = {"top5": "best five", "macro_f1": "macro F1"}
+    shown = {name: heading for name, heading in shown.items() if any(row.score(name) is not None for row in rows)}
     scores = [_score(ordered, name, heading) for name, heading in shown.items()]
     costs = [
         _cost(ordered, "parameters", "parameters", _amount),

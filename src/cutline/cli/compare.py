@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     groups = _seeds(rows)
     if form.format == "json":
         shown = [{key: value for key, value in asdict(row).items() if key != "settings"} for row in rows]
-        print(json.dumps({"runs": shown, "seeds": groups}, ensure_ascii=False, indent=1))
+        print(json.dumps({"runs": shown, "seeds": groups}, indent=1))
     else:
         _show(rows, groups)
     return 0
@@ -159,9 +159,9 @@ def _seeds(rows: Sequence[Row]) -> list[dict[str, Any]]:
     from cutline.evaluation.classes import interval
 
     alike: dict[str, dict[int, Row]] = {}
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.name, reverse=True):
         key = json.dumps([row.data, row.settings], sort_keys=True, default=str)
-        alike.setdefault(key, {}).setdefault(row.seed, row)  # the same seed again is no other draw
+        alike.setdefault(key, {}).setdefault(row.seed, row)  # of the same seed the newest, and not the best
     groups = []
     for members in (list(by_seed.values()) for by_seed in alike.values()):
         names = [name for name in members[0].scores if all(name in row.scores for row in members)]

@@ -98,7 +98,7 @@ def _inspect(arguments: list[str]) -> int:
         quiet=form.quiet,
     )
     if form.json:
-        print(json.dumps(found.to_dict(), ensure_ascii=False, indent=1))
+        print(json.dumps(found.to_dict(), indent=1))
     else:
         _show(found, Console(highlight=False, emoji=False, soft_wrap=not sys.stdout.isatty()), form.all)
     return 1 if found.problems and not form.skip_bad else 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -129,7 +130,8 @@ def _captions(captioner: Captioner, corpus: Corpus, given: Evaluate) -> tuple[Ma
     for lang, judged in results.items():
         for id, caption in judged.captions.items():
             said = rows.setdefault(id, {"captions": []})["captions"]
-            said.append({"text": caption.text, "score": caption.score, "lang": lang})
+            score = caption.score if math.isfinite(caption.score) else None  # JSON has no infinity
+            said.append({"text": caption.text, "score": score, "lang": lang})
     return {lang: judged.scores for lang, judged in results.items()}, rows
 
 
@@ -170,17 +172,31 @@ def show(results: Mapping[str, Judgement]) -> None:
 
 
 def _corpus(given: Evaluate) -> Corpus:
-    from cutline.data.readers import read_corpus
+    """What is asked for, or else what the run learned from; divided as the run has divided, where there is one.
 
-    if given.data:
-        return read_corpus(given.data, given.data_format, images=given.images, skip_bad=given.skip_bad)
-    file = given.model / "config.toml"
-    if not file.exists():
-        raise ConfigError("a bundle does not say what to score it on", fix="--data PATH")
+    Divided otherwise, the same pictures would be judged in part by what was learned from them.
+    """
     from cutline import config as configuration
+    from cutline.config import Config
     from cutline.data.sources import read
 
-    return read(configuration.load(file), quiet=given.quiet)
+    file = given.model / "config.toml"
+    if not given.data:
+        if not file.exists():
+            raise ConfigError("a bundle does not say what to score it on", fix="--data PATH")
+        return read(configuration.load(file), quiet=given.quiet)
+    beside = given.model.resolve().parent / "config.toml"  # of a bundle that is still in its run's folder
+    if beside.with_name("run.json").is_file():
+        file = beside
+    run = configuration.load(file) if file.is_file() else None
+    base = run or Config()
+    data = replace(
+        base.data, path=given.data, format=given.data_format, images=given.images, skip_bad=given.skip_bad,
+        languages=(), limit=0,
+    )  # fmt: skip
+    if run is None:
+        say("where the data gives no splits, what this model has learned from may be among them", quiet=given.quiet)
+    return read(replace(base, data=data), quiet=given.quiet)
 
 
 def _judge(captioner: Captioner, samples: Sequence[Sample], lang: str, corpus: Corpus, given: Evaluate) -> Judged:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from cutline.cli.arguments import parse
 from cutline.console import say
 from cutline.errors import ConfigError, DataError, require_workshop
+
+if TYPE_CHECKING:
+    from cutline.data.corpus import Sample
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def _pictures(run: Path, count: int) -> list[Path]:
     """Pictures of the run's data, those that it did not learn from first; none where they are gone."""
     from cutline import config
     from cutline.data.images import readable
+    from cutline.data.labels import evenly
     from cutline.data.sources import read
 
     if not count:
@@ -98,5 +103,7 @@ def _pictures(run: Path, count: int) -> list[Path]:
         corpus = read(config.load(run / "config.toml"), quiet=True)
     except DataError:
         return []
-    samples = [*corpus.split("test"), *corpus.split("val"), *corpus.split("train")]
+    samples: Sequence[Sample] = [*corpus.split("test"), *corpus.split("val")] or corpus.split("train")
+    if not corpus.languages:  # of all classes
+        samples = evenly(samples, count)
     return list(islice(readable(sample.image for sample in samples), count))

@@ -114,7 +114,7 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     from cutline.data.images import readable
     from cutline.engine.choose import choose_search
     from cutline.engine.run import load_captioner
-    from cutline.export import check_bundle, export_bundle
+    from cutline.export import accept, check_bundle, export_bundle, unchecked
     from cutline.predict import load
 
     captioner, words, _ = load_captioner(run)
@@ -127,15 +127,16 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     say("exporting the bundle", quiet=quiet)
     bundle = run / "bundle"
     export_bundle(
-        captioner, words, captioner.encoder.transform, config.search, bundle, card(run, config),
+        captioner, words, captioner.encoder.transform, config.search, unchecked(bundle), card(run, config),
         consensus=consensus, force=True,
     )  # fmt: skip
     samples = corpus.split(split)
     pictures = list(islice(readable(sample.image for sample in samples), CHECKED))
-    agreement = check_bundle(captioner, bundle, pictures)
+    agreement = check_bundle(captioner, unchecked(bundle), pictures)
     say(f"the bundle against PyTorch: {agreement}", quiet=quiet)
     if not agreement.reached:
-        raise ModelError(f"the bundle {bundle} does not caption as PyTorch does: {agreement}")
+        raise ModelError(f"the bundle {unchecked(bundle)} does not caption as PyTorch does: {agreement}")
+    accept(bundle)
     bundled = load(bundle)
     config = replace(config, search=bundled.settings)
     languages = [lang for lang in bundled.languages if any(s.captions.get(lang) for s in samples)]

@@ -43,7 +43,7 @@ def export(
 
     classifier, names, config = load_classifier(run, step=step)
     export_classifier(
-        classifier, names, _temperature(run), out, card(run, config, about, step),
+        classifier, names, _temperature(run, step), out, card(run, config, about, step),
         weights=weights, one_file=one_file, force=force,
     )  # fmt: skip
     return classifier
@@ -83,22 +83,27 @@ class Guessed:
 def finish(run: Path, corpus: Corpus, split: str, *, quiet: bool = False) -> ClassScores:
     """Calibrate, export, check, score the split with the calibrated probabilities, and write the report."""
     from cutline import durable
+    from cutline.data.labels import evenly
     from cutline.engine.run import load_classifier
     from cutline.evaluation.classes import fit_temperature
-    from cutline.export import check_classifier
+    from cutline.export import accept, check_classifier, unchecked
     from cutline.report.classes import Classified
 
     classifier, names, config = load_classifier(run)
     judged = _guess(classifier, names, config, corpus, "val", quiet)
     temperature = fit_temperature(judged.logits, judged.labels)
-    durable.put(run / CALIBRATION, json.dumps({"temperature": temperature, "split": "val"}).encode())
+    told = {"temperature": temperature, "split": "val", "of": _checkpoint(run)}
+    durable.put(run / CALIBRATION, json.dumps(told).encode())
     say(f"exporting the bundle (temperature {temperature:.2f})", quiet=quiet)
     bundle = run / PLACES[config.task][0]
-    export(run, bundle, force=True)
-    agreement = check_classifier(classifier, bundle, [sample.image for sample in judged.samples[:CHECKED]])
+    export(run, unchecked(bundle), force=True)
+    agreement = check_classifier(
+        classifier, unchecked(bundle), [sample.image for sample in evenly(judged.samples, CHECKED)]
+    )
     say(f"the bundle against PyTorch: {agreement}", quiet=quiet)
     if not agreement.reached:
-        raise ModelError(f"the bundle {bundle} does not classify as PyTorch does: {agreement}")
+        raise ModelError(f"the bundle {unchecked(bundle)} does not classify as PyTorch does: {agreement}")
+    accept(bundle)
     if split != "val":
         judged = _guess(classifier, names, config, corpus, split, quiet)
     pictures = [sample.image for sample in judged.samples]
@@ -111,21 +116,23 @@ def _guess(
     classifier: Classifier, names: Sequence[str], config: Config, corpus: Corpus, split: str, quiet: bool
 ) -> Guessed:
     """Classify the labelled pictures of a split, as training and validation see them."""
-    import torch
 
     from cutline.engine.classes import ClassTask, numbered
+    from cutline.engine.runtime import choose_device
     from cutline.engine.sources import PictureSource
 
     there = [sample for sample in corpus.split(split) if sample.label is not None]
     source = PictureSource(there, classifier.encoder.transform, config.pictures)
-    task, unreadable = ClassTask(config, classifier, names, there, source), dict[str, str]()
+    device = choose_device(config.device).torch
+    task, unreadable = ClassTask(config, classifier.to(device), names, there, source), dict[str, str]()
     chosen, logits = [], []
     with progress(f"classifying {split}", len(there), "pictures", quiet=quiet) as advance:
         everything = np.arange(len(there))
-        for indices, found in task.guess(everything, config.training.batch, torch.device("cpu"), unreadable):
+        for indices, found in task.guess(everything, config.training.batch, device, unreadable):
             chosen.append(indices)
             logits.append(found)
             advance(len(indices))
+    classifier.cpu()
     if unreadable:
         say(f"in no score, since they cannot be read: {len(unreadable)} of the split {split}")
     if not chosen:
@@ -134,12 +141,27 @@ def _guess(
     return Guessed(samples, numbered(samples, names), np.concatenate(logits))
 
 
-def _temperature(run: Path) -> float:
-    """What calibrates the probabilities of a run; 1, which changes nothing, before it has come to its end."""
+def _temperature(run: Path, step: int | None) -> float:
+    """What calibrates the probabilities of a run; 1, which changes nothing, where it was fitted to none or others."""
     try:
-        return float(json.loads((run / CALIBRATION).read_text(encoding="utf-8"))["temperature"])
+        told = json.loads((run / CALIBRATION).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return 1.0
+    exported = _checkpoint(run, step)
+    if told.get("of", exported) != exported:
+        say(f"probabilities are not calibrated: that was done for {told['of']}, and not for {exported}")
+        return 1.0
+    return float(told["temperature"])
+
+
+def _checkpoint(run: Path, step: int | None = None) -> str:
+    """The name of the one of this step, or of the best."""
+    from cutline.engine import folder
+    from cutline.engine.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(run, folder.identity(run))
+    found = checkpoints.best() if step is None else checkpoints.of_step(step)
+    return found.path.name if found else ""
 
 
 def write_page(run: Path, config: Config, classifier: Classifier, found: Classified, split: str) -> Path:
@@ -181,9 +203,11 @@ def _of_model(config: Config) -> dict[str, str]:
     last = config.stage(max(len(config.stages) - 1, 0))
     head, training = config.classes, last.training
     changes = {name.removeprefix("augment_"): value for name, value in asdict(last.pictures).items() if value}
-    plain = ("size", "fit") if last.pictures.augment_crop < 1 else ("size", "fit", "crop")
+    shares = {name for name in ("crop", "grow") if changes[name] == 1}
     told = ", ".join(
-        name if value is True else f"{name} {value:g}" for name, value in changes.items() if name not in plain
+        name if value is True else f"{name} {value:g}"
+        for name, value in changes.items()
+        if name not in {"size", "fit", *shares}
     )
     return {
         "encoder": config.encoder.name,

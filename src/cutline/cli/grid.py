@@ -52,6 +52,7 @@ def main(arguments: list[str]) -> int:
     from cutline.engine import folder, grid
 
     planned = _planned(given)
+    grid_table.check(given.scores, planned.base.task)
     if given.dry_run:
         return trials.dry_run(planned, given.quiet)
     left = [trial.config for trial in planned.trials if trial.result is None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from cutline import durable
@@ -52,6 +52,18 @@ class Column:
     """Whether no other row is better here."""
 
 
+def check(asked: str, task: str) -> None:
+    """Refuse scores that no run of the task can have, before anything is learned."""
+    from cutline.engine.classes import FIGURES
+    from cutline.evaluation.text import Diversity
+
+    own = [*(f"bleu_{n}" for n in range(1, 5)), "rouge_l", "cider", *(each.name for each in fields(Diversity)), "count"]
+    known = [*FIGURES] * (task != "captions") + [f"LANG_{name}" for name in own] * (task != "classes")
+    for key in (each.strip() for each in asked.split(",") if asked not in ("", "all")):
+        if key not in known and f"LANG_{key.partition('_')[2]}" not in known:
+            raise ConfigError(f"no run has the score '{key}'", expected=", ".join(known))
+
+
 def columns(rows: Sequence[Row], asked: str, compare: bool) -> list[list[Column]]:
     """The scores that are asked for, and what they cost; where rows `compare`, with the difference to the first."""
     there = list(dict.fromkeys(key for row in rows for each in row.results.values() for key in each.scores))
@@ -59,8 +71,6 @@ def columns(rows: Sequence[Row], asked: str, compare: bool) -> list[list[Column]
         wanted = there
     elif asked:
         wanted = [key.strip() for key in asked.split(",")]
-        if there and (odd := [key for key in wanted if key not in there]):
-            raise ConfigError(f"no run has the score '{odd[0]}'", expected=", ".join(there))
     else:
         wanted = [key for ending in _FAVOURITES for key in there if key.endswith(ending)] or there
     return [[_score(key, rows, compare) for key in wanted], _costs(rows)]
@@ -68,12 +78,12 @@ def columns(rows: Sequence[Row], asked: str, compare: bool) -> list[list[Column]
 
 def _score(key: str, rows: Sequence[Row], compare: bool) -> Column:
     figures = [row.figure(key) for row in rows]
-    base = figures[0]
+    base, digits = figures[0], 3 if key.endswith("nll") else 1
     texts = []
     for number, each in enumerate(figures):
-        text = _UNKNOWN if each is None else f"{each.mean:.1f}"
-        text += f" ± {each.spread:.1f}" if each and each.spread is not None else ""
-        texts.append(text + (f"\n{each.mean - base.mean:+.1f}" if compare and number and each and base else ""))
+        text = _UNKNOWN if each is None else f"{each.mean:.{digits}f}"
+        text += f" ± {each.spread:.{digits}f}" if each and each.spread is not None else ""
+        texts.append(text + (f"\n{each.mean - base.mean:+.{digits}f}" if compare and number and each and base else ""))
     sign = -1 if key.endswith(_LESS_IS_BETTER) else 1
     return Column(_heading(key), texts, _best([sign * each.mean if each else None for each in figures], texts))
 

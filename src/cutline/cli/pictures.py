@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import sys
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -44,6 +45,8 @@ def named(arguments: Sequence[str]) -> Named:
     assert isinstance(source, io.BufferedReader)
     if _looks_like_a_picture(source.peek(512)[:512]):
         return Named([source.read()], 1)
+    if source.peek(len(BOM_UTF8)).startswith(BOM_UTF8):  # some programs begin a list with a mark
+        source.read(len(BOM_UTF8))
     lines = (line.rstrip(b"\r\n") for line in source)
     return Named((os.fsdecode(line) for line in lines if line), None)
 

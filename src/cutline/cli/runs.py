@@ -91,7 +91,7 @@ def _list(arguments: list[str]) -> int:
     runs, damaged = _runs(form.folder)
     if form.format == "json":
         odd = [{"name": path.name, "path": str(path), "state": "damaged", "cause": why} for path, why in damaged]
-        print(json.dumps([*(run.to_dict() for run in runs), *odd], ensure_ascii=False, indent=1))
+        print(json.dumps([*(run.to_dict() for run in runs), *odd], indent=1))
         return 0
     if not runs and not damaged:
         print(f"no runs in {form.folder}; cutline train makes one")
@@ -128,7 +128,7 @@ def _tell_all(run: Run, form: Show) -> None:
     if form.format == "json":
         kept = [{"step": s.step, "bytes": s.bytes, "time": s.time, "kept": run.kept_why(s)} for s in run.saved]
         more = {"checkpoints": kept, "validations": run.validations(), "story": run.history.story}
-        print(json.dumps(run.to_dict() | more, ensure_ascii=False, indent=1, default=str))
+        print(json.dumps(run.to_dict() | more, indent=1, default=str))
         return
     from rich.text import Text
 

@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     given = parse(Score, arguments, verb="score")
     scores = evaluate(given)
     if given.format == "json":
-        print(json.dumps(scores.to_dict(), ensure_ascii=False, indent=1))
+        print(json.dumps(scores.to_dict(), indent=1))
     else:
         show(scores)
     return 0

@@ -88,7 +88,7 @@ def main(arguments: list[str]) -> int:
     require_workshop("training")
     config = resolve(given)
     if given.print_config:
-        print(configuration.to_toml(config), end="")
+        print(configuration.explained(config), end="")
         return 0
     from cutline.engine import health
 

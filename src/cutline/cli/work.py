@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 from collections.abc import Iterator, Mapping
@@ -41,15 +42,19 @@ def work(given: Any, config: Config) -> int:
     machine.die_first()
     first = os.environ["RANK"] == "0"
     watched = Watched(int(os.environ["RANK"]))
+    stopped: Stopped | None = None
     try:
         with joined(config) as ranks, _owned(given, config, ranks) as path:
-            _train(given, config, ranks, path)
+            try:
+                _train(given, config, ranks, path)
+            except Stopped as together:  # all of them, so that they part as after the end
+                stopped = together
+        if stopped:
+            say("the same command goes on from there", quiet=given.quiet or not first)
+            watched.report("stopped", stopped)
+            return 128 + stopped.number
         watched.report("finished")
         return 0
-    except Stopped as stopped:
-        say("the same command goes on from there", quiet=given.quiet or not first)
-        watched.report("stopped", stopped)
-        return 128 + stopped.number
     except CutlineError as mistake:
         watched.report("mistake", mistake)
         if first:  # the others say the same, or only that it is gone
@@ -95,6 +100,7 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     at, corpus, peak = None, None, 0
     for stage in range(first, stages):
         at, corpus, config = _learn_stage(given, config, ranks, path, stage, at, begun and stage == first)
+        gc.collect()  # the stage's model and optimizer, that the next one may have their memory
         peak = max(peak, machine.peak_memory() or 0)
     if ranks.first:
         assert at

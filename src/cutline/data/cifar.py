@@ -79,7 +79,7 @@ def _written_out(records: dict[Path, np.ndarray]) -> Path:
     digest = hashlib.blake2b(digest_size=8)
     for file, rows in records.items():
         digest.update(f"{file.name} {len(rows)} ".encode() + rows.tobytes())
-    folder = cache_folder() / f"cifar10-{digest.hexdigest()}"
+    folder = cache_folder().absolute() / f"cifar10-{digest.hexdigest()}"
     if folder.is_dir():
         return folder
     try:

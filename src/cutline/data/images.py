@@ -96,12 +96,15 @@ def open_picture(source: Source, limits: Limits = Limits(), *, at_least: int = 0
     """
     name = str(source) if isinstance(source, Path | str) else "picture"
     with _open_file(source, name, limits) as file:
-        picture = _identify(file, name)
-        if (pixels := picture.width * picture.height) > limits.pixels:
+        try:
+            picture = _identify(file, name)
+        except OSError as error:  # of a disk, or of a place that is no longer there
+            raise DataError(f"{name} cannot be read: {error.strerror or error}") from None
+        if picture.width * picture.height > limits.pixels:
             size = f"{picture.width} x {picture.height}"
             raise DataError(
                 f"{name}: {size} pixels are more than the limit of {limits.pixels / 1e6:g} million",
-                fix=f"make the picture smaller, or raise the limit to {pixels} pixels",
+                fix="make the picture smaller",
             )
         try:
             if at_least:
@@ -334,7 +337,7 @@ def _orientation(picture: Image.Image) -> int:
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:
     """Deep grey samples as 8 bits: by their full range where the format fixes it, else by the range that is used."""
     values = np.asarray(picture)
-    if picture.mode != "F" and (picture.mode != "I" or picture.format == "PNG"):
+    if picture.mode != "F" and (picture.mode != "I" or picture.format in ("PNG", "PPM")):
         most = _largest(picture)
         return ((values.astype(np.uint32) * 255 + most // 2) // most).clip(max=255).astype(np.uint8)
     values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)

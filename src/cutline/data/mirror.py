@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _PAIRS: dict[str, list[tuple[str, str]]] = {
     "en": [("left" + ending, "right" + ending) for ending in ("", "most", "hand", "ward", "wards")],
@@ -43,4 +44,4 @@ def mirrored(text: str, lang: str) -> str:
             return word
         return other.capitalize() if word[:1].isupper() else other
 
-    return _WORD.sub(swap, text)
+    return _WORD.sub(swap, unicodedata.normalize("NFC", text))  # or an accent would be no part of its word

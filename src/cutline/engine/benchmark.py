@@ -270,7 +270,7 @@ def baseline(method: str, seen: Seen, seed: int, of: str) -> Measured:
     return Measured(
         of=of,
         data=seen.data,
-        scores={name: getattr(scores, name) for name in ("accuracy", "top5", "macro_f1", "ece", "nll")},
+        scores=scores.figures,
         pictures=scores.count,
         parameters=seen.parameters + kept,
         multiply_adds=seen.multiply_adds + (count if near else len(seen.names)) * channels,

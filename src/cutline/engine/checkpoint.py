@@ -74,7 +74,7 @@ class Checkpoints:
 
     def write(self, step: int, files: Mapping[str, Buffer]) -> Checkpoint:
         """Write a checkpoint; once this returns, it survives a power loss."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(exist_ok=True)  # but not the run's, which may have been moved away
         durable.sync(self.folder.parent)  # always: whoever made the folder may have been killed before it did this
         target = self._unused(step)
         temporary = self.folder / f".{target.name}.{os.getpid()}.tmp"
@@ -136,7 +136,16 @@ class Checkpoints:
         )
 
     def of_step(self, step: int) -> Checkpoint | None:
-        return next((each for each in self.verified() if each.step == step), None)
+        """The newest of this step that verifies."""
+        for path in self._of_step(step):
+            found = "" if self.problem(path) else self._open(path)
+            if isinstance(found, Checkpoint):
+                return found
+        return None
+
+    def has(self, step: int) -> bool:
+        """Whether there is one of this step, verified or not."""
+        return bool(self._of_step(step))
 
     def best(self) -> Checkpoint:
         """The one of the best weights; where that is not there, the latest."""
@@ -294,6 +303,23 @@ def _fault(path: Path, facts: Mapping[str, Any]) -> str:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
     return _wrong_hash(path.name, digest.hexdigest(), facts)
+
+
+def seal(file: Path, data: bytes) -> None:
+    """Write a file of the run that never changes, with what tells later whether it has."""
+    facts = {"bytes": len(data), "xxh3": xxhash.xxh3_128(data).hexdigest()}
+    durable.write(file.with_suffix(".json"), json.dumps(facts).encode())
+    durable.write(file, data)
+
+
+def unsealed(file: Path) -> str:
+    """What is wrong with such a file, in words; empty when every byte is as it was written, or nothing tells."""
+    try:
+        return _fault(file, json.loads(file.with_suffix(".json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return ""
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"it cannot be read: {error}"
 
 
 def _delete(path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cutline.consensus import Consensus
 from cutline.console import progress
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
+from cutline.engine.runtime import choose_device
 from cutline.engine.sources import Inputs, PictureSource, Source, load_readable, move
 from cutline.engine.task import CaptioningTask, Validation
 from cutline.errors import DataError
@@ -60,7 +61,8 @@ def choose_search(
     Each search keeps all that its beams have finished: what another weight of the consensus would have chosen of them
     can be said without searching again.
     """
-    encoded = Encoded.of(model, samples, config)
+    device = choose_device(config.device).torch
+    encoded = Encoded.of(model.to(device), samples, config)
     given = replace(config.search, method="beam", consensus=1.0 if consensus else 0.0)
     tries: list[Tried] = []
     best: tuple[float, SearchConfig] = (-np.inf, given)
@@ -70,7 +72,7 @@ def choose_search(
         nonlocal best
         before = len(tries)
         wide = replace(settings, num=settings.beam)
-        found = _find(model, words, replace(config, search=wide), encoded, consensus)
+        found = _find(model, words, replace(config, search=wide), encoded, consensus, device, lambda: advance(0))
         for weight in WEIGHTS if consensus and settings.beam > 1 else (settings.consensus,):
             each = replace(settings, consensus=weight)
             tries.append(_try(words, each, wide, found, encoded.samples, config.metric))
@@ -93,6 +95,7 @@ def choose_search(
         for penalty in others:
             found = search(replace(shape, length_penalty=penalty))
             advance(1, note=f"penalty {penalty:g}: {found:.1f}")
+    model.cpu()
     chosen = best[1]
     told = {"chosen": asdict(chosen), "by": config.metric, "tried": [asdict(each) for each in tries]}
     durable.put(run / FILE, json.dumps(told, indent=1).encode())
@@ -111,13 +114,22 @@ Found = Mapping[str, Mapping[int, list[Hypothesis]]]
 """By language and picture, all captions that the beams have finished."""
 
 
-def _find(model: Captioner, words: Words, config: Config, encoded: Encoded, consensus: Consensus | None) -> Found:
+def _find(
+    model: Captioner,
+    words: Words,
+    config: Config,
+    encoded: Encoded,
+    consensus: Consensus | None,
+    device: torch.device,
+    going_on: Callable[[], None],
+) -> Found:
     task = CaptioningTask(config, model, words, encoded.samples, encoded, consensus=consensus)
     found: dict[str, dict[int, list[Hypothesis]]] = {}
     for lang in words.languages:
         there = [place for place, sample in enumerate(encoded.samples) if sample.captions.get(lang)]
-        for indices, hypotheses in task.decode(there, lang, config.training.batch, torch.device("cpu")):
+        for indices, hypotheses in task.decode(there, lang, config.training.batch, device):
             found.setdefault(lang, {}).update(zip(indices, hypotheses, strict=True))
+            going_on()
     return found
 
 
@@ -156,11 +168,12 @@ class Encoded:
     @classmethod
     def of(cls, model: Captioner, samples: Sequence[Sample], config: Config) -> Encoded:
         source = PictureSource(samples, model.encoder.transform, config.pictures)
-        parts = list(encode(model, samples, source, config.training.batch))
+        seen = encode(model, samples, source, config.training.batch)
+        parts = [(some, grid.half().cpu(), pooled.half().cpu()) for some, grid, pooled in seen]
         kept = [sample for some, *_ in parts for sample in some]
         if not kept:
             raise DataError("none of the validation pictures can be read")
-        return cls(kept, torch.cat([grid.half() for _, grid, _ in parts]), torch.cat([p.half() for *_, p in parts]))
+        return cls(kept, torch.cat([grid for _, grid, _ in parts]), torch.cat([pooled for *_, pooled in parts]))
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:
         return self.grid[indices], self.pooled[indices]

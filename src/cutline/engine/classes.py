@@ -35,7 +35,7 @@ class ClassValidation:
         return float(getattr(self.scores, name))
 
     def to_dict(self) -> dict[str, float]:
-        return {name: round(getattr(self.scores, name), 4) for name in FIGURES}
+        return {name: round(value, 4) for name, value in self.scores.figures.items()} | {"count": self.scores.count}
 
     def __str__(self) -> str:
         return f"accuracy {self.scores.accuracy:.1f}, macro F1 {self.scores.macro_f1:.1f}"
@@ -77,13 +77,12 @@ class ClassTask:
         """
         assert batch.labels is not None
         labels, classes = batch.labels, batch.labels.shape[1]
+        if self.weights is not None:  # of two pictures that were mixed, each part counts as its class does
+            labels = labels * self.weights.to(labels.device)
         chances = self.model(batch.inputs).float().log_softmax(-1)
         smooth = self.config.training.label_smoothing
         wanted = (1 - smooth) * labels + smooth / classes * labels.sum(1, keepdim=True)
-        nats = -(wanted * chances).sum(1)
-        if self.weights is not None:
-            nats = nats * (labels @ self.weights.to(labels.device))
-        loss = nats.mean() * share
+        loss = -(wanted * chances).sum(1).mean() * share
         return loss, float(loss.detach()) * amount
 
     def validate(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,8 @@ from cutline.evaluation import cost
 from cutline.features import backends
 
 WARM, TIMED = 1, 3
+QUARTERS = (0.125, 0.375, 0.625, 0.875)
+"""The middles of four parts of a stage, where its steps do not all take as long."""
 TRIED = 32
 """Pictures encoded to see how long storing the features of all would take."""
 
@@ -95,13 +99,16 @@ class _Tried:
         prepared = run.prepare(config, stage=stage, sources=trial.sources, quiet=quiet or stage > 0)
         with tempfile.TemporaryDirectory() as place:
             trainer = run.trainer(prepared, Path(place))
-            seconds, amount = _step_seconds(trainer)
+            grow = prepared.batches.pictures.grow < 1
+            paces, amount = _step_seconds(trainer, QUARTERS if grow else (0.0,))
             checked = _validation_seconds(trainer)
         what = "words" if prepared.known.words else "pictures"
         training, learn, judge = trainer.config, prepared.batches.count, len(prepared.task.samples)
         steps = trainer.total_steps
-        if training.minutes:
-            steps = min(steps, max(1, round(60 * training.minutes / seconds)))
+        seconds = float(np.mean(paces))
+        if 0 < 60 * training.minutes < steps * seconds:
+            steps = max(1, round(60 * training.minutes * np.mean(1 / np.array(paces))))
+            seconds = 60 * training.minutes / steps
         epochs = -(-steps // trainer.steps_per_epoch)
         validations = -(-epochs // training.validate_every)
         odd = doubt(training, trainer.total_steps)
@@ -195,22 +202,19 @@ def _existing(path: Path) -> Path:
     return next(each for each in [path.absolute(), *path.absolute().parents] if each.exists())
 
 
-def _step_seconds(trainer: Trainer) -> tuple[float, int]:
-    """Seconds of a step, reading included, and the words or pictures of it."""
-    groups, amount, started = trainer.groups(), 0, 0.0
-    done = 0
-    for done, group in enumerate(groups, 1):
-        trainer.step(group)
-        amount = sum(batch.amount for batch in group)
-        if done == WARM:
-            started = time.perf_counter()
-        if done == WARM + TIMED:
-            break
-    if done <= WARM:  # one step is the whole epoch: take it again, to have a warm one
-        started = time.perf_counter()
-        trainer.step(next(trainer.groups()))
-        done = WARM + 1
-    return (time.perf_counter() - started) / (done - WARM), amount
+def _step_seconds(trainer: Trainer, shares: Sequence[float]) -> tuple[list[float], int]:
+    """Seconds of a step, reading included, when so much of the stage is done; and the words or pictures of one."""
+    groups = chain.from_iterable(iter(trainer.groups, None))  # the epoch again and again, however short it is
+    seconds, group = [], []
+    for share in shares:
+        trainer.at.step, trainer.at.seconds = int(share * trainer.total_steps), 60 * trainer.config.minutes * share
+        for done in range(WARM + TIMED):
+            if done == WARM:
+                started = time.perf_counter()
+            group = next(groups)
+            trainer.step(group)
+        seconds.append((time.perf_counter() - started) / TIMED)
+    return seconds, sum(batch.amount for batch in group)
 
 
 def _validation_seconds(trainer: Trainer) -> float:

@@ -60,7 +60,7 @@ class Events:
         """Forget what came after the first `size` bytes: the run goes another way from there."""
         self.flush()
         os.ftruncate(self._handle, size)
-        self.size = size
+        self.size, self._unwritten = size, b""
 
     def sync(self, size: int) -> None:
         """Make the first `size` bytes last, from any thread; an error when a full disk still keeps some back."""

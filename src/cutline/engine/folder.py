@@ -29,14 +29,14 @@ def make(config: Config) -> Path:
     """A new folder for a run with these settings, never one that is there."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
     base = Path(config.output) / f"{stamp}-{re.sub(r'[^A-Za-z0-9._-]+', '-', config.name)}"
-    for path in (base, *(base.with_name(f"{base.name}-{attempt}") for attempt in range(2, 1000))):
-        try:
-            path.mkdir(parents=True)
-            break
-        except FileExistsError:
-            continue
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be made: {error.strerror}", fix="another --output or --name") from None
+    try:
+        durable.make(base.parent)
+        for path in (base, *(base.with_name(f"{base.name}-{attempt}") for attempt in range(2, 1000))):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                break
+    except OSError as error:
+        raise ConfigError(f"{base} cannot be made: {error.strerror}", fix="another --output or --name") from None
     about = {"id": uuid.uuid4().hex, "asked": _asked(config), "made": stamp}
     durable.write(path / ABOUT, json.dumps(about).encode())
     durable.sync(path.parent)
@@ -106,8 +106,9 @@ def held(run: Path, name: str = LOCK, *, patience: float = 0.0) -> Iterator[None
                 time.sleep(0.1)
         if not _is(run / name, handle):  # whoever had it has removed it, and the lock is of nothing
             raise CutlineError(f"{run} is no longer there", fix="start the same command again")
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: who has it is good to know, and no more
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         os.close(handle)

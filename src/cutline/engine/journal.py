@@ -29,14 +29,18 @@ class Journal:
         text = json.dumps(entry, ensure_ascii=False, default=str) + "\n"
         line = text.encode(errors="backslashreplace")  # as JSON has it: a path may be no text in UTF-8
         try:
-            handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         except OSError:
             return False
         try:
-            with os.fdopen(handle, "wb", buffering=0) as file:
-                return file.write(line) == len(line)  # one call, so that lines of two processes never mix
+            size = os.fstat(handle).st_size
+            if size and os.pread(handle, 1, size - 1) != b"\n":  # a power loss or a full disk has cut the last one
+                line = b"\n" + line
+            return os.write(handle, line) == len(line)  # one call, so that lines of two processes never mix
         except OSError:
             return False
+        finally:
+            os.close(handle)
 
     def started(self, **values: Any) -> None:
         """This process begins to work on the run, or to see that others do."""

@@ -70,6 +70,7 @@ class Loop:
             if self.first:
                 self.saver.must_have(trainer.at.step)
             if trainer.config.minutes:
+                at = trainer.at  # another one than in the beginning, where the run has gone back meanwhile
                 self._journal("learned", step=at.step, stage=at.stage + 1, seconds=round(at.seconds, 1))
         return trainer.at
 
@@ -143,7 +144,7 @@ class Loop:
         at.unreadable += len(lost)
         self._event("unreadable", pictures=sorted(lost))
         for id, why in lost.items():
-            self._met("skipped", f"picture left out: {why}", step=at.step, picture=id)
+            self._met("unreadable", f"picture left out: {why}", step=at.step, picture=id)
         if at.unreadable > max(3, config.unreadable * self.trainer.batches.count):
             raise DataError(
                 f"{at.unreadable} pictures of this epoch cannot be read; the last: {list(lost.values())[-1]}",

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cutline.config import Config
+from cutline.engine.watch import RUN
+from cutline.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -104,14 +106,23 @@ def joined(config: Config) -> Iterator[Ranks]:
     if world == 1:
         yield ALONE
         return
-    gpus = torch.cuda.is_available() and config.device != "cpu"
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() and config.device != "cpu" else 0
     local = int(os.environ.get("LOCAL_RANK", "0"))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if gpus:
-        torch.cuda.set_device(local)
+        # A launcher may show each process one GPU of its own; ours shows all of them to each.
+        if ":" in config.device or (RUN in os.environ and here > gpus):
+            raise ConfigError(
+                f"{here} processes on {gpus} GPUs, with the device '{config.device}'",
+                expected='a GPU for each of them, and the device "auto" or "cuda"',
+            )
+        torch.cuda.set_device(local % gpus)
     patience = timedelta(minutes=config.health.hang_minutes) if config.health.hang_minutes else PATIENCE
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=patience)
+    together = not gpus
     try:
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         yield Ranks(dist.get_rank(), world, local, here, dist.new_group(backend="gloo", timeout=PATIENCE))
+        together = True
     finally:
-        dist.destroy_process_group()
+        if together:  # NCCL waits for all the others, and after a failure they may never come
+            dist.destroy_process_group()

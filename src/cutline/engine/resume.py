@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping
@@ -148,7 +149,8 @@ def _load(trainer: Trainer, saved: Checkpoint) -> None:
     if trainer.ranks.first:
         before = loading(trainer.run)
         failures = before["failures"] if before.get("name") == saved.path.name else 0
-        note.write_text(json.dumps({"name": saved.path.name, "failures": failures}), encoding="utf-8")
+        with contextlib.suppress(OSError):  # a full disk keeps nobody from going on
+            note.write_text(json.dumps({"name": saved.path.name, "failures": failures}), encoding="utf-8")
     try:
         trainer.restore(saved)
     except Exception as error:

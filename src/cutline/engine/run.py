@@ -28,11 +28,12 @@ from cutline.data.words import Words
 from cutline.engine import choose, folder, snapshot, taught, weights
 from cutline.engine.augment import augments
 from cutline.engine.batches import Batches, Captions, Labels
-from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.checkpoint import Checkpoints, seal, unsealed
 from cutline.engine.classes import BothTask, ClassTask, evening, numbered
 from cutline.engine.known import Known
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Device, choose_device, choose_precision, use_threads
+from cutline.engine.schedule import GRAIN, grown
 from cutline.engine.sources import FeatureSource, PictureSource, Source
 from cutline.engine.task import CaptioningTask, Critic, Task
 from cutline.engine.trainer import Trainer
@@ -42,7 +43,7 @@ from cutline.features import open_or_build
 from cutline.models.both import TwoHeaded, build_both
 from cutline.models.captioner import Captioner, build_captioner
 from cutline.models.classifier import Classifier, build_classifier
-from cutline.models.encoders import Encoder, begins_learned, settle
+from cutline.models.encoders import Encoder, begins_learned, settle, takes
 from cutline.models.weights import fit_weights
 
 
@@ -87,6 +88,8 @@ def prepare(
         weights.check_sizes(taught.without(config))
     use_threads(config.threads, ranks.here)
     device = choose_device(config.device, ranks.local)
+    if device.torch.type == "cuda":
+        torch.cuda.set_device(device.torch)  # for all that speaks of the GPU without a number
     say(f"device: {device}", quiet=quiet)
     if config.training.precision == "auto":
         precision, why = choose_precision(device.torch)
@@ -112,6 +115,9 @@ def prepare(
     if not begun and weights.is_frozen(model.encoder) and not begins_learned(config.encoder):
         say("the encoder's weights are random, and it does not learn them (--train-encoder all)", quiet=quiet)
     model = model.to(device.torch)
+    if config.pictures.grow < 1:
+        config = _grown(config, model.encoder, quiet)
+        whole = whole if whole.stages else config
     learn_from, judge_from = (sources or stored_or_pictures)(config, model, learn, judge, quiet)
     batches = _batches(config, known, languages, learn, learn_from, ranks)
     task = _task(config, model, known, learn, languages, judge, judge_from)
@@ -199,6 +205,17 @@ def _shaped(config: Config, known: Known) -> Model:
     if not known.classes:
         return build_captioner(config, len(known.words.pieces))
     return build_both(config, len(known.words.pieces), len(known.classes))
+
+
+def _grown(config: Config, encoder: Encoder, quiet: bool) -> Config:
+    """Without pictures that grow, where the encoder does not take all of their sizes."""
+    whole = encoder.transform.size
+    sides = range(grown(whole, config.pictures.grow, 0), whole, GRAIN)
+    odd = next((side for side in sides if not takes(encoder, side)), None)
+    if odd is None:
+        return config
+    say(f"pictures do not grow: the encoder '{encoder.name}' cannot see {odd} x {odd} pixels", quiet=quiet)
+    return replace(config, pictures=replace(config.pictures, grow=1.0))
 
 
 def _batches(
@@ -289,7 +306,8 @@ def stored_or_pictures(
 
 
 def uses_features(config: Config, model: Model) -> bool:
-    return weights.is_frozen(model.encoder) and config.training.features and not augments(config.pictures)
+    changes = augments(config.pictures) or config.pictures.grow < 1
+    return weights.is_frozen(model.encoder) and config.training.features and not changes
 
 
 def fingerprint(corpus: Corpus, *, labels: bool) -> str:
@@ -327,13 +345,22 @@ def keep_encoder(prepared: Prepared, path: Path, stage: int) -> None:
     """What does not change in a stage is not in its checkpoints; kept here, the run needs no other file."""
     if weights.is_frozen(prepared.model.encoder):
         tensors = {name: value.contiguous() for name, value in prepared.model.encoder.state_dict().items()}
-        durable.write(path / f"encoder-{stage}.safetensors", safetensors.torch.save(tensors))
+        data = safetensors.torch.save(tensors)
+        seal(path / f"encoder-{stage}.safetensors", data)
 
 
 def kept_encoder(path: Path, stage: int) -> dict[str, Tensor]:
     """The encoder that a stage leaves as it is, as tensors of the whole model; nothing where the encoder learns."""
     file = path / f"encoder-{stage}.safetensors"
-    return {f"encoder.{name}": value for name, value in load_file(file).items()} if file.exists() else {}
+    if not file.exists():
+        return {}
+    if why := unsealed(file):
+        raise ModelError(
+            f"{file} is damaged: {why}",
+            expected="the encoder as it was when the run began, which its checkpoints go with",
+            fix="put a copy of it there",
+        )
+    return {f"encoder.{name}": value for name, value in load_file(file).items()}
 
 
 def trainer(prepared: Prepared, run: Path) -> Trainer:

@@ -27,7 +27,7 @@ SIGNS = ("config.toml", "run.json", "words.json", "events.jsonl", "journal.jsonl
 """What is in a run folder; one with two of them is a run, or what is left of it."""
 ENDINGS = {"finished": "finished", "stopped": "stopped", "gave_up": "failed", "failed": "failed"}
 """Entries of the journal after which nothing runs, and the state that they leave."""
-UNREMARKABLE = {"health", "saved", "skipped"}
+UNREMARKABLE = {"health", "saved", "skipped", "unreadable"}
 """Entries that there may be thousands of: counted, not told one by one."""
 
 

@@ -39,6 +39,8 @@ def choose_device(name: str, local: int = 0) -> Device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"unknown device '{name}'", expected="auto, cpu, cuda or cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"Cutline does not learn on '{name}'", expected="auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         raise ConfigError(f"device '{name}' is not there", expected=f"one of {gpus} CUDA GPUs", fix="--device auto")
     if device.type == "cuda" and device.index is None:
@@ -138,5 +140,7 @@ def out_of_memory(error: BaseException) -> bool:
     words = (
         "can't allocate memory", "Cannot allocate memory", "could not allocate", "out of memory", "ALLOC_FAILED",
         "bad_alloc",
+        # What a full GPU says where a library cannot begin, or finds no way to compute in what is left.
+        "CUBLAS_STATUS_NOT_INITIALIZED", "unable to find an engine to execute this computation",
     )  # fmt: skip
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

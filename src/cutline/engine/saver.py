@@ -48,9 +48,14 @@ class Saver:
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
+        self._best = -1
+        """The step of the best weights that were on the disk last."""
+        self._unsaved: tuple[Moment, Mapping[str, Any], Callable[[], None], float] | None = None
+        """A save of the best weights that failed: they are in the buffer, and nowhere else."""
 
     def start_at(self, newest: Checkpoint | None) -> None:
         self.newest, self._step = newest, newest.step if newest else 0
+        self._best = newest.state.get("progress", {}).get("best_step", -1) if newest else -1
 
     def due(self, step: int) -> bool:
         """Whether to save at this step. Never while a save is under way: a slow disk must not hold up training."""
@@ -66,7 +71,12 @@ class Saver:
         """Take a copy now and write it in the background. `sync_log` makes the event log last up to this step."""
         self.wait()
         started = time.perf_counter()
-        self._tried, self._step = time.monotonic(), moment.step
+        self._tried = time.monotonic()
+        if self._unsaved and self._unsaved[0].best_step == moment.best_step:
+            self._write(*self._unsaved)
+            if self._unsaved:
+                return
+        self._step, self._unsaved = moment.step, None
         files: dict[str, bytes | memoryview] = dict(self._snapshot.take(groups))
         files["state.json"] = json.dumps(moment.state).encode()
         blocked = time.perf_counter() - started
@@ -101,22 +111,24 @@ class Saver:
         started = time.perf_counter()
         size = sum(memoryview(data).nbytes for data in files.values())
         try:
-            self._make_room(size, moment.best_step)
+            self._make_room(size, self._best_there(moment))
             sync_log()
             try:
                 saved = self.checkpoints.write(moment.step, files)
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self.checkpoints.thin(moment.best_step):
+                if error.errno != errno.ENOSPC or not self.checkpoints.thin(self._best_there(moment)):
                     raise
                 saved = self.checkpoints.write(moment.step, files)  # with what that has freed
             config = self.config
-            gone = self.checkpoints.retain(saved, config.keep, config.keep_every, moment.best_step)
+            gone = self.checkpoints.retain(saved, config.keep, config.keep_every, self._best_there(moment))
         except OSError as error:
+            if moment.step == moment.best_step:
+                self._unsaved = moment, files, sync_log, blocked
             self._failed, self.failure = True, _words(error, self.checkpoints.folder)
             self.journal.write("save_failed", step=moment.step, why=self.failure)
             self.warn("save", f"step {moment.step} could not be saved: {self.failure}", _way_out(error))
             return
-        self.newest, self.newest_time = saved, time.monotonic()
+        self.newest, self.newest_time, self._unsaved = saved, time.monotonic(), None
         self._failed, self.failure = False, ""
         self.warn("save", "", "")
         seconds = round(time.perf_counter() - started, 3)
@@ -125,10 +137,16 @@ class Saver:
             blocked=round(blocked, 4), removed=[path.name for path in gone],
         )  # fmt: skip
 
-    def _make_room(self, size: int, best_step: int) -> None:
+    def _best_there(self, moment: Moment) -> int:
+        """The step of the best weights on the disk, which are not to go before better ones are there."""
+        if self.checkpoints.has(moment.best_step):
+            self._best = moment.best_step
+        return self._best
+
+    def _make_room(self, size: int, best: int) -> None:
         """Where the disk is nearly full, remove what is beyond the promise first: the newest and the best stay."""
         if _free(self.checkpoints.folder) < size + SPARE_BYTES:
-            gone = self.checkpoints.thin(best_step)
+            gone = self.checkpoints.thin(best)
             if gone:
                 self.journal.write("made_room", removed=[path.name for path in gone])
             free = _free(self.checkpoints.folder)

@@ -9,6 +9,11 @@ import math
 
 from cutline.config import TrainingConfig
 
+GROWN = 0.75
+"""Share of a stage after which pictures that grow have their full size."""
+GRAIN = 8
+"""Pixels by which they grow at a time."""
+
 
 def rate_factor(config: TrainingConfig, step: int, steps_per_epoch: int, drops: int, seconds: float = 0.0) -> float:
     """What the configured rate is multiplied by at `step`; `drops` counts the plateaus met so far."""
@@ -35,3 +40,11 @@ def share(config: TrainingConfig, step: int, steps: int, seconds: float) -> floa
     """How much of the learning is done, 0 to 1: of its steps, or of its minutes where those are over sooner."""
     by_time = seconds / (60 * config.minutes) if config.minutes else 0.0
     return min(max(step / max(steps, 1), by_time, 0.0), 1.0)
+
+
+def grown(side: int, first: float, share: float) -> int:
+    """Pixels of a side of `side` when this share of a stage is done: `first` times as many in the beginning."""
+    if first == 1 or share >= GROWN:
+        return side
+    part = first + (1 - first) * share / GROWN
+    return min(side, max(1, int(side * part) // GRAIN) * GRAIN)

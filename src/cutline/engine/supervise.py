@@ -69,10 +69,10 @@ def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alert
     journal, checkpoints = Journal(run), Checkpoints(run, folder.identity(run))
     fruitless, split, last = 0, 1, ""
     for attempt in itertools.count():
+        journal.started(attempt=attempt, processes=config.processes)  # first: the time before it is not the run's
         for name in ("restarting", "gave_up"):
             alerts(name, "", "")
         before = set(checkpoints.candidates())
-        journal.started(attempt=attempt, processes=config.processes)
         end = _attempt(run, config, command, attempt, split)
         if end.code is not None:
             if end.cause:
@@ -186,6 +186,8 @@ _NO_MEMORY = "ran out of memory"
 _STARVED = (_NO_MEMORY, "ran out of GPU memory", "by the OOM killer: memory ran out")
 _KNOWN = {
     "CUDA out of memory": "ran out of GPU memory even with the smallest batch",
+    "CUDA error: out of memory": "ran out of GPU memory",
+    "ALLOC_FAILED": "ran out of GPU memory",
     "MemoryError": _NO_MEMORY,
     "can't allocate memory": _NO_MEMORY,
     # oneDNN's words for it. It fails from then on, so that smaller parts are only a help to another process.

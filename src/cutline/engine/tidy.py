@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from cutline.engine import folder
-from cutline.engine.checkpoint import Checkpoint, Checkpoints
+from cutline.engine.checkpoint import Checkpoint, Checkpoints, unsealed
 from cutline.engine.runs import Run, size_of, step_of
 from cutline.errors import CutlineError
 
@@ -42,6 +42,9 @@ def verify(run: Run) -> Iterator[Finding]:
     if newest:
         why = _log_lacks(run, newest.path)
         yield Finding("events.jsonl", "damaged" if why else "ok", why, bytes=size_of(run.path / "events.jsonl"))
+    for path in sorted(run.path.glob("encoder-*.safetensors")):
+        why = unsealed(path)
+        yield Finding(path.name, "damaged" if why else "ok", why, bytes=size_of(path))
     for path in checkpoints.set_aside():
         yield Finding(f"quarantine/{path.name}", "set aside", _reason(path), bytes=size_of(path))
     if run.state != "running":  # else it is the save under way

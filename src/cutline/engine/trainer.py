@@ -7,11 +7,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any
 
 import torch
+from torch.nn.functional import interpolate
 
 from cutline.config import TrainingConfig
 from cutline.engine import snapshot, weights
@@ -21,7 +22,7 @@ from cutline.engine.checkpoint import Checkpoint, Checkpoints
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Precision, out_of_memory, readers, reseed
 from cutline.engine.saver import Moment
-from cutline.engine.schedule import rate_factor, share
+from cutline.engine.schedule import grown, rate_factor, share
 from cutline.engine.task import Task, Validated
 
 
@@ -208,14 +209,7 @@ class Trainer:
             told = 0.0
             try:
                 for part in (part for batch in batches for part in batch.parts(self.at.split)):
-                    moved = part.to(self.device)
-                    with self.precision.autocast():
-                        loss, figure = self.task.loss(moved, len(part) / pictures, amount, sampling)
-                    noted = self._noted() if self.config.checkpointing else []
-                    self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                    if noted:  # what is computed again has noted its pictures a second time
-                        self._forget(noted)
-                    told += figure
+                    told += self._part(part, len(part) / pictures, amount, sampling)
                 return told
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self.at.split >= max(map(len, batches)):
@@ -227,6 +221,27 @@ class Trainer:
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _part(self, part: Batch, share: float, amount: int, sampling: float) -> float:
+        """In a frame of its own, with which its tensors go: kept alive, they would be in the way of smaller parts."""
+        moved = self._sized(part.to(self.device))
+        with self.precision.autocast():
+            loss, figure = self.task.loss(moved, share, amount, sampling)
+        noted = self._noted() if self.config.checkpointing else []
+        self.precision.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if noted:  # what is computed again has noted its pictures a second time
+            self._forget(noted)
+        return figure
+
+    def _sized(self, batch: Batch) -> Batch:
+        """The batch with its pictures as large as they are to be by now."""
+        pictures = batch.inputs[0]
+        side = grown(pictures.shape[-1], self.batches.pictures.grow, self.share)
+        if len(batch.inputs) > 1 or side == pictures.shape[-1]:
+            return batch
+        # In numbers and not in bytes, which no GPU does.
+        smaller = interpolate(pictures.float(), (side, side), mode="bilinear", antialias=True)
+        return replace(batch, inputs=(smaller,))
 
     def _noted(self) -> list[torch.Tensor]:
         """The figures of batch norm as they are now."""
@@ -256,7 +271,8 @@ class Trainer:
         """Score the weights, or their average where there is one; None when any rank was stopped."""
         with self.average.in_place() if self.average else nullcontext():
             self.ranks.share(self.statistics)
-            return self.task.validate(self.config.batch, self.device, advance, stop, self.ranks)
+            batch = max(1, self.config.batch // self.at.split)  # where memory has run out before
+            return self.task.validate(batch, self.device, advance, stop, self.ranks)
 
     def judge(self, validation: Validated) -> bool:
         """Note the score; True when it is the best so far."""

@@ -62,14 +62,16 @@ class Watched:
             _end_with_parent()
 
     def beat(self) -> None:
-        os.utime(self._pulse)
+        with contextlib.suppress(OSError):  # a supervisor that was told twice to end is gone, and its folder with it
+            os.utime(self._pulse)
 
     def report(self, kind: str, error: BaseException | None = None) -> None:
         if self.folder:
             what = (f"{type(error).__name__}: {error}" if error else "").split("\n")[0]
             details = "".join(traceback.format_exception(error)) if error else ""
             text = json.dumps(asdict(Outcome(kind, what, details)))
-            (self.folder / f"outcome-{self.rank}.json").write_text(text, encoding="utf-8")
+            with contextlib.suppress(OSError):
+                (self.folder / f"outcome-{self.rank}.json").write_text(text, encoding="utf-8")
 
 
 class Watch:

@@ -78,9 +78,15 @@ class ClassScores:
     signature: str
     """How these figures came about, to print beside them."""
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Those that say something: of five classes or fewer, the right one is always among the best five."""
+        among = {"top5": self.top5} if len(self.names) > 5 else {}
+        return {"accuracy": self.accuracy, **among, "macro_f1": self.macro_f1, "ece": self.ece, "nll": self.nll}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON: the figures, and those of each class."""
-        values = {name: getattr(self, name) for name in ("accuracy", "top5", "macro_f1", "ece", "nll")}
+        values: dict[str, Any] = dict(self.figures)
         values["nll"] = self.nll if math.isfinite(self.nll) else None  # JSON has no infinity
         values |= {"count": self.count, "unknown": self.unknown, "signature": self.signature}
         return {**values, "classes": dict(zip(self.names, self._each()))}
@@ -90,7 +96,7 @@ class ClassScores:
         low, high = wilson(round(self.accuracy * self.count / 100), self.count)
         rows = {
             "Accuracy": f"{self.accuracy:.1f} ({low:.1f} to {high:.1f})",
-            **({"Among the best five": f"{self.top5:.1f}"} if len(self.names) > 5 else {}),  # of five, all are
+            **({"Among the best five": f"{self.top5:.1f}"} if "top5" in self.figures else {}),
             "Macro F1": f"{self.macro_f1:.1f}",
             "Calibration error": f"{self.ece:.1f}",
             "Nats": f"{self.nll:.3f}",
@@ -203,6 +209,8 @@ def softmax(logits: ArrayLike, temperature: float = 1.0) -> Floats:
 def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """The temperature at which the right classes are least surprising; 1 where there is nothing to tell it by.
 
+    Where every guess is right, the surer the better, without end: then it makes none surer than it is.
+
     The nats are convex in the temperature's inverse, so Newton's method finds the one place where their slope is 0,
     halving what is left of the interval wherever a step would leave it.
     """
@@ -210,7 +218,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     scores, true = scores[true != UNKNOWN], true[true != UNKNOWN]
     if not len(true) or not np.isfinite(scores).all():
         return 1.0
-    low, high = 1 / _TEMPERATURES[1], 1 / _TEMPERATURES[0]
+    faultless = (scores.argmax(1) == true).all()
+    low, high = 1 / _TEMPERATURES[1], 1.0 if faultless else 1 / _TEMPERATURES[0]
     own = scores[np.arange(len(true)), true].mean()
     inverse = 1.0
     for _ in range(100):

@@ -129,7 +129,8 @@ def _is_object(line: str) -> bool:
 
 
 def _has_name_and_caption(row: Iterable[str]) -> bool:
-    return not set(_NAMES).isdisjoint(row) and not set(_CAPTIONS).isdisjoint(row)
+    names = {str(name).strip().lower() for name in row}
+    return not names.isdisjoint(_NAMES) and not names.isdisjoint(_CAPTIONS)
 
 
 def _row(item: Any, line: int | None, where: str = "") -> _Row:

@@ -157,7 +157,8 @@ def _torch(encoder: nn.Module, name: str, precision: str) -> Callable[[Pixels], 
     dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
     def run(pixels: Pixels) -> Pair:
-        with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
+        exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # fp32 is to be fp32
+        with torch.inference_mode(), exact, torch.autocast(device.type, dtype, enabled=dtype is not None):
             features = still(torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2))
             grid, pooled = (part.float().cpu().numpy() for part in features)
         return grid, pooled

@@ -171,8 +171,6 @@ class Draft:
         }
         index["digest"] = digest(index)
         write_text(self.folder / INDEX, json.dumps(index))
-        for name in (PLAN, JOURNAL, OWNER):
-            (self.folder / name).unlink(missing_ok=True)
         for name in (GRID, POOLED):
             durable.sync(self.folder / name)
         durable.sync(self.folder)
@@ -182,6 +180,8 @@ class Draft:
             out.rename(old)  # whoever has it mapped keeps what is mapped
         self.folder.rename(out)
         durable.sync(out.parent)
+        for name in (PLAN, JOURNAL, OWNER):  # not before: what is there without them would be begun anew
+            (out / name).unlink(missing_ok=True)
         shutil.rmtree(old, ignore_errors=True)
 
     def close(self) -> None:

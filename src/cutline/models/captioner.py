@@ -72,6 +72,7 @@ class Captioner(nn.Module):
         features = self.features(inputs)
         with torch.no_grad():
             tokens = draw(Features(*(part.detach() for part in features)))
+        torch.clear_autocast_cache()  # older PyTorch keeps what was cast without gradients, and there would be none
         self.train()
         with ThreadPoolExecutor(1) as thread, dropping(self.decoder, repeat(0.0)):
             judged = thread.submit(advantage, tokens)
@@ -89,6 +90,7 @@ class Captioner(nn.Module):
             return tokens
         with torch.no_grad():
             logits, _ = self.decoder(features.grid, features.pooled, tokens[..., :-1])
+        torch.clear_autocast_cache()  # as above
         old = tokens[..., 1:]
         chosen = torch.rand(old.shape).to(old.device) < sampling
         guesses = logits[..., PAD + 1 :].argmax(-1) + PAD + 1  # padding is no word

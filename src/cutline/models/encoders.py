@@ -126,6 +126,19 @@ def freeze(encoder: Encoder, part: str) -> None:
             parameter.requires_grad_(index >= first)
 
 
+def takes(encoder: Encoder, side: int) -> bool:
+    """Whether an encoder can see pictures of that side, too."""
+    training = encoder.training
+    try:
+        with torch.no_grad():
+            encoder.eval()(torch.zeros(1, 3, side, side, dtype=torch.uint8, device=next(encoder.parameters()).device))
+    except (RuntimeError, AssertionError, ValueError):
+        return False
+    finally:
+        encoder.train(training)
+    return True
+
+
 def see(encoder: Encoder, pictures: Tensor) -> Features:
     """What `encoder` gives, also for one picture alone, as the last batch of an epoch may have it.
 

@@ -72,9 +72,11 @@ class RecurrentDecoder(Decoder):
         """Words (B,N,T,E) to outputs (B,N,T,H), in one call."""
         first = tuple(part.flatten(0, 1).transpose(0, 1).contiguous() for part in state)
         given = words.flatten(0, 1)
-        half = words.device.type == "cpu" and torch.is_autocast_enabled("cpu")
-        if half and torch.get_autocast_dtype("cpu") is torch.float16:  # no CPU has a fused network in fp16
-            with torch.autocast("cpu", enabled=False):
+        kind = words.device.type
+        # No CPU has a fused network in fp16; and on a GPU, autocast takes fp16 for it whatever it was told.
+        unfit = torch.bfloat16 if kind == "cuda" else torch.float16
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is unfit:
+            with torch.autocast(kind, enabled=False):
                 given, first = given.float(), tuple(part.float() for part in first)
                 outputs: Tensor = self.rnn(given, first if self.is_lstm else first[0])[0]
         else:
