@@ -141,7 +141,7 @@ def test_show_tells_the_story(runs: Path, run_cutline: Cutline) -> None:
     assert done.returncode == 0, done.stderr
     for said in (
         "60/100 (60 %), epoch 4/5", "cider 25.0 at step 40", "1 restart after failures",
-        "process 0 ended badly at step 45: the machine ran out of memory", "stopped at step 60: asked to",
+        "process 0 ended badly: the machine ran out of memory", "stopped at step 60: asked to",
     ):  # fmt: skip
         assert said in done.stdout
     lines = [line.split() for line in done.stdout.splitlines()]

@@ -61,7 +61,7 @@ STORY = {
     "save_failed": "step {step} could not be saved: {why}",
     "alert": "alert {name}: {what}",
     "alert_over": "alert {name} is over",
-    "failed": "process {rank} ended badly at step {step}: {cause}",
+    "failed": "process {rank} ended badly: {cause}",
     "restarting": "starting again in {wait} s",
     "stopped": "stopped at step {step}: {why}",
     "gave_up": "gave up: {cause}",
