@@ -103,8 +103,8 @@ def test_sixteen_bits_are_scaled(mode: str) -> None:
 
 
 def test_a_dark_grey_map_of_sixteen_bits_stays_dark() -> None:
-    dark = b"P5 2 2 65535\n" + struct.pack(">4H", 200, 200, 514, 65535)
-    assert np.asarray(open_picture(dark))[..., 0].tolist() == [[1, 1], [2, 255]]
+    dark = b"P5 2 2 65535\n" + struct.pack(">4H", 200, 200, 0, 200)
+    assert np.asarray(open_picture(dark))[..., 0].tolist() == [[1, 1], [0, 1]]
 
 
 def test_sixteen_bit_colour_and_grey_with_alpha() -> None:
