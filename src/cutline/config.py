@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
 import math
-import sys
-import textwrap
 import tomllib
 import types
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -440,30 +435,6 @@ def load(path: Path, base: Config | None = None) -> Config:
 
 def to_toml(config: Config) -> str:
     return str(require("tomli_w", "train", "writing a config file").dumps(to_dict(config)))
-
-
-def explained(config: Config) -> str:
-    """As `to_toml`, with what each setting means above it."""
-    meanings, lines, table = _meanings(), [], ""
-    for line in to_toml(config).splitlines():
-        if line.startswith("["):
-            table = line.strip("[]") + "."
-        meaning = meanings.get(table + line.partition(" = ")[0], "")
-        lines += [*textwrap.wrap(meaning, 79, initial_indent="# ", subsequent_indent="# "), line]
-    return "\n".join(lines) + "\n"
-
-
-def _meanings() -> dict[str, str]:
-    """What stands below each setting in this file, by the setting's name in a config file."""
-    tables = {kind.__name__: f"{name}." for name, kind in get_type_hints(Config).items() if isinstance(kind, type)}
-    found = {}
-    for node in ast.parse(inspect.getsource(sys.modules[__name__])).body:
-        if isinstance(node, ast.ClassDef):
-            for setting, said in pairwise(node.body):
-                if isinstance(setting, ast.AnnAssign) and isinstance(said, ast.Expr):
-                    name = f"{tables.get(node.name, '')}{ast.unparse(setting.target)}"
-                    found[name] = " ".join(ast.literal_eval(said.value).split())
-    return found
 
 
 def _merge(base: Any, table: dict[str, Any], where: str) -> Any:

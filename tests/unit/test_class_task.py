@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,67 +11,34 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tests.coloured import COLOURS, SMALL_CNN, changed, draw, settings, trainer_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cutline import config as configuration
-from cutline.cli import evaluate, finish_classes
-from cutline.cli.pictures import find_model
 from cutline.config import Config
 from cutline.data.corpus import Sample
 from cutline.engine import folder, run, weights
 from cutline.engine.batches import Batch
-from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.classes import BothTask, ClassTask
-from cutline.engine.estimate import dry_run
 from cutline.engine.known import Known
 from cutline.engine.loop import Stopped, train
 from cutline.engine.resume import resume
-from cutline.engine.schedule import grown
-from cutline.engine.sources import FeatureSource
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, DataError, ModelError
-from cutline.export import accept, unchecked
 from cutline.models.both import TwoHeaded
 from cutline.models.captioner import Captioner
 from cutline.models.classifier import Classifier
 
-SETTINGS = {
-    "task": "classes",
-    "threads": 1,
-    "data": {"val_share": 0.2, "test_share": 0.0},
-    "pictures": {"size": 24},
-    "training": {"epochs": 2, "batch": 8, "rate": 3e-3, "warmup": 0, "schedule": "constant"},
-}
-COLOURS = {"blue": (0, 0, 250), "green": (0, 250, 0), "red": (250, 0, 0)}
-
 
 @pytest.fixture(scope="module")
 def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Noisy pictures in a folder for each of three colours: 24 blue, 12 green, 6 red."""
-    place, random = tmp_path_factory.mktemp("coloured"), np.random.default_rng(0)
-    for count, (name, colour) in zip((24, 12, 6), COLOURS.items(), strict=True):
-        (place / name).mkdir()
-        for number in range(count):
-            pixels = np.clip(random.normal(np.array(colour) / 2, 60, (24, 24, 3)), 0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(place / name / f"{number}.png")
-    return place
+    return draw(tmp_path_factory.mktemp("coloured"))
 
 
 @pytest.fixture
 def config(coloured: Path, tmp_path: Path) -> Config:
-    return configuration.from_dict(
-        {**SETTINGS, "output": str(tmp_path)}, Config(data=replace(Config().data, path=str(coloured)))
-    )
-
-
-def changed(config: Config, **tables: dict[str, object]) -> Config:
-    return configuration.from_dict(tables, config)
-
-
-def trainer_of(config: Config) -> Trainer:
-    prepared = run.prepare(config, quiet=True)
-    return run.trainer(prepared, run.create(prepared))
+    return settings(coloured, tmp_path)
 
 
 # The loss -----------------------------------------------------------------------------------------------------------
@@ -220,10 +186,6 @@ ALL_CHANGES = {
 }  # fmt: skip
 
 
-SMALL_CNN = {"name": "cnn:width=8,stages=2"}
-"""Sees pictures of any size."""
-
-
 @pytest.mark.parametrize("balance", ["weights", "sampling"])
 def test_a_run_stopped_anywhere_ends_the_same(config: Config, balance: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, training = ALL_CHANGES | {"grow": 0.3}, {"ema": 0.9, "epochs": 3}
@@ -248,86 +210,6 @@ def test_a_run_stopped_anywhere_ends_the_same(config: Config, balance: str, monk
     assert (parts.run / "events.jsonl").read_bytes() == (whole.run / "events.jsonl").read_bytes()
     for name, value in weights.learned(whole.task.model).items():
         assert torch.equal(value, weights.learned(parts.task.model)[name]), name
-
-
-def sides_seen(trainer: Trainer) -> list[int]:
-    """Those of the pictures that the encoder sees in a run, one after another."""
-    seen: list[int] = []
-    trainer.task.model.encoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[-1]))
-    train(trainer, quiet=True)
-    return seen
-
-
-def test_pictures_grow_while_they_are_learned_from_and_are_judged_whole(config: Config) -> None:
-    training = {"epochs": 4, "validate_every": 3}
-    config = changed(config, encoder=SMALL_CNN, pictures={"grow": 0.4}, training=training)
-    seen = sides_seen(trainer_of(config))
-    judged = [24]  # once after three epochs of five steps, and in the end
-    assert seen == [8] * 7 + [16] * 8 + judged + [24] * 5 + judged
-
-
-@pytest.mark.parametrize("encoder", ["dnn:hidden=8", "vit_tiny_patch16_224"])
-def test_an_encoder_of_one_size_sees_pictures_that_do_not_grow(
-    config: Config, encoder: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    size = {"dnn:hidden=8": 24, "vit_tiny_patch16_224": 32}[encoder]
-    config = changed(
-        config,
-        pictures={"grow": 0.4, "size": size},
-        encoder={"name": encoder, "weights": "none"},
-        training={"epochs": 1},
-    )
-    prepared = run.prepare(config)
-    assert "pictures do not grow" in capsys.readouterr().err
-    assert prepared.config.pictures.grow == 1.0
-    assert set(sides_seen(run.trainer(prepared, run.create(prepared)))) == {size}
-
-
-def test_pictures_that_grow_are_not_stored_as_features(config: Config) -> None:
-    encoder = SMALL_CNN | {"train": "nothing"}
-    config = changed(config, pictures={"grow": 0.4}, encoder=encoder, training={"epochs": 1})
-    assert sides_seen(trainer_of(config))[0] == 8
-
-
-def test_pictures_that_do_not_grow_after_all_may_be_stored(config: Config) -> None:
-    encoder = {"name": "dnn:hidden=8", "train": "nothing"}
-    prepared = run.prepare(changed(config, pictures={"grow": 0.4}, encoder=encoder), quiet=True)
-    assert isinstance(prepared.batches.source, FeatureSource)
-
-
-def test_all_sizes_must_be_seen_for_pictures_to_grow(config: Config, capsys: pytest.CaptureFixture[str]) -> None:
-    prepared = run.prepare(changed(config, pictures={"grow": 0.4}, encoder={"name": "small"}))
-    assert "pictures do not grow: the encoder 'small' cannot see 8 x 8 pixels" in capsys.readouterr().err
-    assert prepared.batches.pictures.grow == 1.0
-
-
-def test_captions_are_not_learned_from_pictures_that_grow(config: Config) -> None:
-    with pytest.raises(ConfigError, match="looks at a grid of one size"):
-        configuration.from_dict({"task": "captions"}, changed(config, pictures={"grow": 0.5}))
-
-
-def test_what_a_run_will_take_counts_small_pictures_as_quick(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps that take as long as their pictures have pixels, of pictures that grow and of those that do not."""
-
-    def step(self: Trainer, batches: list[Batch], stop: bool) -> dict[str, float]:
-        side = grown(24, self.batches.pictures.grow, self.share)
-        time.sleep(side**2 / 24**2 / 8)
-        return {}
-
-    monkeypatch.setattr(Trainer, "_step", step)
-    training = {"epochs": 100, "minutes": 0.1}
-    config = changed(config, encoder=SMALL_CNN, training=training, pictures={"grow": 0.3})
-    growing = dry_run(config, quiet=True)
-    whole = dry_run(changed(config, pictures={"grow": 1.0}), quiet=True)
-    paces = [grown(24, 0.3, share) ** 2 / 24**2 for share in (0.125, 0.375, 0.625, 0.875)]
-    assert growing.steps / whole.steps == pytest.approx(np.mean(1 / np.array(paces)), rel=0.15)
-    longer = {"training": {"minutes": 10}}
-    growing, whole = (
-        dry_run(configuration.from_dict(longer, changed(config, pictures={"grow": grow})), quiet=True)
-        for grow in (0.3, 1.0)
-    )
-    assert growing.steps == whole.steps == 500
-    assert growing.seconds / whole.seconds == pytest.approx(np.mean(paces), rel=0.1)
 
 
 def test_a_run_takes_the_threads_that_it_is_given(config: Config) -> None:
@@ -532,56 +414,3 @@ def _of(trainer: Trainer, numbers: list[int]) -> tuple[object, ...]:
     labels = trainer.batches.labels.targets(indices)
     pictures = trainer.batches.source.load(indices, None)
     return pictures, tokens, torch.from_numpy(indices), torch.from_numpy(flips), {}, labels
-
-
-# What comes of it ---------------------------------------------------------------------------------------------------
-
-
-def test_a_run_is_judged_on_what_it_has_not_learned_from_wherever_its_data_are_named(
-    config: Config, coloured: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = changed(config, data={"split_seed": 3, "val_share": 0.3})
-    place = folder.make(config)
-    (place / "config.toml").write_text(configuration.to_toml(config))
-    (place / "bundle").mkdir()
-    own = {sample.id for sample in evaluate._corpus(evaluate.Evaluate(place)).split("val")}
-    assert len(own) > 8
-    for model in (place, place / "bundle"):
-        found = evaluate._corpus(evaluate.Evaluate(model, data=str(coloured)))
-        assert {sample.id for sample in found.split("val")} == own
-    assert "may be among them" not in capsys.readouterr().err
-    elsewhere = evaluate._corpus(evaluate.Evaluate(place.parent / "bundle", data=str(coloured)))
-    assert {sample.id for sample in elsewhere.split("val")} != own
-    assert "what this model has learned from may be among them" in capsys.readouterr().err
-
-
-def test_a_temperature_is_of_the_weights_that_it_was_fitted_to(
-    config: Config, capsys: pytest.CaptureFixture[str]
-) -> None:
-    trainer = trainer_of(changed(config, training={"epochs": 2, "keep": 9}))
-    assert finish_classes._temperature(trainer.run, None) == 1.0
-    train(trainer, quiet=True)
-    best = Checkpoints(trainer.run, folder.identity(trainer.run)).best()
-    other = 5 if best.step == 10 else 10
-    told = {"temperature": 1.7, "split": "val", "of": best.path.name}
-    (trainer.run / finish_classes.CALIBRATION).write_text(json.dumps(told))
-    assert finish_classes._temperature(trainer.run, None) == 1.7
-    assert finish_classes._temperature(trainer.run, best.step) == 1.7
-    assert not capsys.readouterr().err
-    assert finish_classes._temperature(trainer.run, other) == 1.0
-    assert "probabilities are not calibrated" in capsys.readouterr().err
-
-
-def test_a_bundle_takes_its_place_once_it_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = tmp_path / "runs" / "a" / "bundle"
-    for text in ("first", "second"):
-        unchecked(bundle).mkdir(parents=True)
-        (unchecked(bundle) / "bundle.json").write_text(text)
-        accept(bundle)
-    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
-    assert (bundle / "bundle.json").read_text() == "second"
-    unchecked(bundle).mkdir()
-    (unchecked(bundle) / "bundle.json").write_text('{"kind": "captioner"}')
-    shutil.rmtree(bundle)
-    monkeypatch.chdir(tmp_path)
-    assert find_model("captioner", "CUTLINE_NO_SUCH") is None  # not one that waits for its check

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cutline import config
+from cutline.cli.explained import explained
 from cutline.config import Config
 from cutline.errors import ConfigError
 from cutline.presets import PRESETS
@@ -117,7 +118,7 @@ def test_every_range_is_of_a_setting() -> None:
 
 
 def test_a_printed_config_says_what_every_setting_means_and_is_read_back() -> None:
-    text = config.explained(PRESETS["flickr8k"]())
+    text = explained(PRESETS["flickr8k"]())
     lines = text.splitlines()
     assert config.from_dict(tomllib.loads(text)) == PRESETS["flickr8k"]()
     assert lines[lines.index("split_seed = 0") - 1] == "# Seed of that division."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -177,7 +177,8 @@ def _corpus(given: Evaluate) -> Corpus:
     Divided otherwise, the same pictures would be judged in part by what was learned from them.
     """
     from cutline import config as configuration
-    from cutline.config import Config
+    from cutline.config import DataConfig
+    from cutline.data.readers import read_corpus
     from cutline.data.sources import read
 
     file = given.model / "config.toml"
@@ -188,15 +189,15 @@ def _corpus(given: Evaluate) -> Corpus:
     beside = given.model.resolve().parent / "config.toml"  # of a bundle that is still in its run's folder
     if beside.with_name("run.json").is_file():
         file = beside
-    run = configuration.load(file) if file.is_file() else None
-    base = run or Config()
-    data = replace(
-        base.data, path=given.data, format=given.data_format, images=given.images, skip_bad=given.skip_bad,
-        languages=(), limit=0,
-    )  # fmt: skip
-    if run is None:
+    if file.is_file():
+        run = configuration.load(file).data
+    else:
+        run = DataConfig()
         say("where the data gives no splits, what this model has learned from may be among them", quiet=given.quiet)
-    return read(replace(base, data=data), quiet=given.quiet)
+    return read_corpus(
+        given.data, given.data_format, images=given.images, skip_bad=given.skip_bad,
+        divide=run.divide, val_share=run.val_share, test_share=run.test_share, seed=run.split_seed,
+    )  # fmt: skip
 
 
 def _judge(captioner: Captioner, samples: Sequence[Sample], lang: str, corpus: Corpus, given: Evaluate) -> Judged:

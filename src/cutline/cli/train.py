@@ -88,7 +88,9 @@ def main(arguments: list[str]) -> int:
     require_workshop("training")
     config = resolve(given)
     if given.print_config:
-        print(configuration.explained(config), end="")
+        from cutline.cli.explained import explained
+
+        print(explained(config), end="")
         return 0
     from cutline.engine import health
 

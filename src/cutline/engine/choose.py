@@ -61,8 +61,8 @@ def choose_search(
     Each search keeps all that its beams have finished: what another weight of the consensus would have chosen of them
     can be said without searching again.
     """
-    device = choose_device(config.device).torch
-    encoded = Encoded.of(model.to(device), samples, config)
+    model.to(choose_device(config.device).torch)
+    encoded = Encoded.of(model, samples, config)
     given = replace(config.search, method="beam", consensus=1.0 if consensus else 0.0)
     tries: list[Tried] = []
     best: tuple[float, SearchConfig] = (-np.inf, given)
@@ -72,7 +72,7 @@ def choose_search(
         nonlocal best
         before = len(tries)
         wide = replace(settings, num=settings.beam)
-        found = _find(model, words, replace(config, search=wide), encoded, consensus, device, lambda: advance(0))
+        found = _find(model, words, replace(config, search=wide), encoded, consensus, lambda: advance(0))
         for weight in WEIGHTS if consensus and settings.beam > 1 else (settings.consensus,):
             each = replace(settings, consensus=weight)
             tries.append(_try(words, each, wide, found, encoded.samples, config.metric))
@@ -120,10 +120,10 @@ def _find(
     config: Config,
     encoded: Encoded,
     consensus: Consensus | None,
-    device: torch.device,
     going_on: Callable[[], None],
 ) -> Found:
     task = CaptioningTask(config, model, words, encoded.samples, encoded, consensus=consensus)
+    device = next(model.decoder.parameters()).device
     found: dict[str, dict[int, list[Hypothesis]]] = {}
     for lang in words.languages:
         there = [place for place, sample in enumerate(encoded.samples) if sample.captions.get(lang)]

@@ -73,7 +73,7 @@ class Saver:
         started = time.perf_counter()
         self._tried = time.monotonic()
         if self._unsaved and self._unsaved[0].best_step == moment.best_step:
-            self._write(*self._unsaved)
+            self._write(*self._unsaved)  # here and now: the copy below goes where those weights are
             if self._unsaved:
                 return
         self._step, self._unsaved = moment.step, None

@@ -1,0 +1,103 @@
+"""What comes of a run of classes: on what it is judged, how sure it is, and which bundle is left."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.coloured import SMALL_CNN, changed, draw, settings, trainer_of
+
+from cutline import config as configuration
+from cutline.cli import evaluate, finish_classes
+from cutline.cli.pictures import find_model
+from cutline.config import Config
+from cutline.engine import folder, run, tidy
+from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.loop import train
+from cutline.engine.runs import Run
+from cutline.errors import ModelError
+from cutline.export import Agreement, unchecked
+
+
+@pytest.fixture(scope="module")
+def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw(tmp_path_factory.mktemp("coloured"))
+
+
+@pytest.fixture
+def config(coloured: Path, tmp_path: Path) -> Config:
+    return settings(coloured, tmp_path)
+
+
+def test_a_run_is_judged_on_what_it_has_not_learned_from_wherever_its_data_are_named(
+    config: Config, coloured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = changed(config, data={"split_seed": 3, "val_share": 0.3})
+    place = folder.make(config)
+    (place / "config.toml").write_text(configuration.to_toml(config))
+    (place / "bundle").mkdir()
+    own = {sample.id for sample in evaluate._corpus(evaluate.Evaluate(place)).split("val")}
+    assert len(own) > 8
+    for model in (place, place / "bundle"):
+        found = evaluate._corpus(evaluate.Evaluate(model, data=str(coloured)))
+        assert {sample.id for sample in found.split("val")} == own
+    assert "may be among them" not in capsys.readouterr().err
+    elsewhere = evaluate._corpus(evaluate.Evaluate(place.parent / "bundle", data=str(coloured)))
+    assert {sample.id for sample in elsewhere.split("val")} != own
+    assert "what this model has learned from may be among them" in capsys.readouterr().err
+
+
+def test_a_temperature_is_of_the_weights_that_it_was_fitted_to(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(changed(config, training={"epochs": 2, "keep": 9}))
+    assert finish_classes._temperature(trainer.run, None) == 1.0
+    train(trainer, quiet=True)
+    best = Checkpoints(trainer.run, folder.identity(trainer.run)).best()
+    other = 5 if best.step == 10 else 10
+    told = {"temperature": 1.7, "split": "val", "of": best.path.name}
+    (trainer.run / finish_classes.CALIBRATION).write_text(json.dumps(told))
+    assert finish_classes._temperature(trainer.run, None) == 1.7
+    assert finish_classes._temperature(trainer.run, best.step) == 1.7
+    assert not capsys.readouterr().err
+    assert finish_classes._temperature(trainer.run, other) == 1.0
+    assert "probabilities are not calibrated" in capsys.readouterr().err
+
+
+def test_a_bundle_that_does_not_do_as_pytorch_does_takes_no_place(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one before it stays, and is the one that is used."""
+    config = changed(replace(config, output=str(tmp_path / "runs")), encoder=SMALL_CNN, training={"epochs": 1})
+    trainer = trainer_of(config)
+    train(trainer, quiet=True)
+    corpus = run.read(config, quiet=True)
+    finish_classes.finish(trainer.run, corpus, "val", quiet=True)
+    bundle = trainer.run / "bundle"
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    monkeypatch.setattr("cutline.export.check_classifier", lambda *_: Agreement(0, 4, "classes"))
+    with pytest.raises(ModelError, match="does not classify as PyTorch does"):
+        finish_classes.finish(trainer.run, corpus, "val", quiet=True)
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert unchecked(bundle).is_dir()
+    monkeypatch.chdir(tmp_path)
+    found = find_model("classes", "CUTLINE_NO_SUCH")
+    assert found
+    assert found.resolve() == bundle
+
+
+def test_an_encoder_that_has_changed_on_the_disk_is_refused_and_named(config: Config) -> None:
+    config = changed(config, encoder=SMALL_CNN | {"train": "nothing"}, training={"epochs": 1})
+    trainer = trainer_of(config)
+    train(trainer, quiet=True)
+    file = trainer.run / "encoder-0.safetensors"
+    run.load_classifier(trainer.run)
+    assert {each.what: each.state for each in tidy.verify(Run(trainer.run))}[file.name] == "ok"
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ModelError, match=r"encoder-0\.safetensors is damaged: .* does not match its hash"):
+        run.load_classifier(trainer.run)
+    assert {each.what: each.state for each in tidy.verify(Run(trainer.run))}[file.name] == "damaged"
