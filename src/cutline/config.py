@@ -232,7 +232,7 @@ class SearchConfig:
     no_repeat: int = 0
     """Never write the same run of this many tokens twice (0: allowed)."""
     say_once: bool = False
-    """Never say a word of content twice in a caption."""
+    """Never say a word of content twice in a caption (in English, German, French, Czech, Spanish alone)."""
     groups: int = 3
     """Groups of beams (diverse)."""
     diversity: float = 0.5
@@ -381,6 +381,12 @@ def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:
         if stage.get("training", {}).get("precision") == "auto":
             raise ConfigError(
                 f"stage {number + 1} leaves its precision open", expected='fp32, bf16 or fp16; "auto" is for all stages'
+            )
+        if config.stage(number).training.validate_limit != config.training.validate_limit:
+            raise ConfigError(
+                f"stage {number + 1} validates on another number of pictures than the run",
+                expected="one training.validate_limit for all stages, whose scores are compared",
+                fix="name it in [training], and in no stage",
             )
         if metric != config.metric:  # the best of all stages is one, and scores of two metrics cannot be compared
             raise ConfigError(

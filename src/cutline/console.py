@@ -100,7 +100,7 @@ def _lines(what: str, total: int, unit: str, done: int) -> Advance:
             return
         shown = now
         took = now - start
-        left = "" if finished or not count else f", {duration((total - done - count) * took / count)} left"
+        left = "" if finished or count <= 0 else f", {duration((total - done - count) * took / count)} left"
         share = 100 * (done + count) // total if total else 100
         behind = f"  {note}" if note else ""
         rate = speed(count, took, unit)

@@ -147,7 +147,7 @@ def _write_bundle(
         facts |= fill(draft)
         for graph in draft.glob("*.onnx"):
             compact(graph, weights)
-        (draft / CARD).write_text(_model_card(out.stem, about, tables), encoding="utf-8")
+        (draft / CARD).write_text(_model_card(_title(out), about, tables), encoding="utf-8")
         there = [*PARTS[kind], *(name for name in OPTIONAL[kind] if (draft / name).exists())]
         facts["files"] = {name: _listing(draft / name) for name in there}
         facts["seal"] = seal_of(facts)
@@ -189,9 +189,12 @@ def check_classifier(
     return Agreement(same, len(pictures), "classes")
 
 
+_UNCHECKED = "-unchecked"
+
+
 def unchecked(bundle: Path) -> Path:
     """Where a bundle waits for its check, hidden from whoever looks for one to use."""
-    return bundle.with_name(f".{bundle.name}-unchecked")
+    return bundle.with_name(f".{bundle.name}{_UNCHECKED}")
 
 
 def accept(bundle: Path) -> None:
@@ -294,6 +297,12 @@ def _about(purpose: str, command: str, code: str) -> str:
     """The first lines of a model card: what it is for, and how to use it."""
     lines = [f"{purpose} Made by Cutline {__version__}; holds no code.", "", f"    {command} --model PATH", ""]
     return "\n".join([*lines, "    >>> import cutline", f"    >>> {code}"])
+
+
+def _title(out: Path) -> str:
+    """What a bundle is called; while it waits for its check, what it will be called."""
+    waits = out.name.endswith(_UNCHECKED)
+    return Path(out.name[1 : -len(_UNCHECKED)] if waits else out.name).stem
 
 
 def _model_card(name: str, about: str, tables: dict[str, Any]) -> str:

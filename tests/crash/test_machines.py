@@ -94,11 +94,26 @@ def config(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def slow_to_judge(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Path:
+    """The same with validations of a second or more, long enough to aim at."""
+    file = tmp_path_factory.mktemp("slow") / "slow.toml"
+    file.write_text(
+        config.read_text()
+        .replace("beam = 2", "beam = 16\nmin_length = 300")
+        .replace("max_length = 16", "max_length = 300")
+    )
+    return file
+
+
+@pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path, config: Path) -> Path:
     """What two processes of one machine learn, undisturbed."""
+    return undisturbed(tmp_path_factory.mktemp("alone"), scenes_folder, config)
+
+
+def undisturbed(output: Path, data: Path, config: Path) -> Path:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    output = tmp_path_factory.mktemp("alone")
-    command += ["-m", "cutline", *training(scenes_folder, config, output)]
+    command += ["-m", "cutline", *training(data, config, output)]
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     subprocess.run(command, check=True, timeout=240, capture_output=True, env=environment)
     return the_run(output)
@@ -122,12 +137,18 @@ def the_run(output: Path) -> Path:
     return run
 
 
-def steps(output: Path) -> int:
+def events(output: Path) -> list[str]:
+    """The kinds of those told so far."""
     try:
-        lines = (the_run(output) / "events.jsonl").read_text().splitlines()
+        text = (the_run(output) / "events.jsonl").read_text()
     except (ValueError, FileNotFoundError):
-        return 0
-    return sum(json.loads(line)["kind"] == "step" for line in lines[:-1])
+        return []
+    whole = text[: text.rfind("\n") + 1]  # the last line may be only half written
+    return [json.loads(line)["kind"] for line in whole.splitlines()]
+
+
+def steps(output: Path) -> int:
+    return events(output).count("step")
 
 
 def wait_for(what: str, until: Callable[[], bool], seconds: float = 120) -> None:
@@ -162,9 +183,41 @@ def test_a_run_over_two_machines_ends_as_on_one(
         processes[lost] = hosts[lost].start(command, logs[lost])
     for process, log in zip(processes, logs, strict=True):
         assert process.wait(240) == 0, log.read_text()
-    run = the_run(output)
-    assert (run / "events.jsonl").read_bytes() == (alone / "events.jsonl").read_bytes()
+    assert (the_run(output) / "events.jsonl").read_bytes() == (alone / "events.jsonl").read_bytes()
     # A run that had begun anew would have the same log.
-    resumed = [entry["step"] for entry in journal.read(run) if entry["kind"] == "resumed"]
+    resumed = resumed_at(output)
     assert all(step >= 6 for step in resumed)  # it was past step 8, and saves every 3
     assert bool(resumed) == (fault != "none")
+
+
+def resumed_at(output: Path) -> list[int]:
+    return [entry["step"] for entry in journal.read(the_run(output)) if entry["kind"] == "resumed"]
+
+
+def test_a_power_cut_while_the_others_validate(
+    hosts: tuple[Host, Host], tmp_path: Path, scenes_folder: Path, slow_to_judge: Path
+) -> None:
+    """When ranks wait for each other's pictures to be judged, for as long as that takes."""
+    output, log, (first, second) = tmp_path / "runs", tmp_path / "first.log", hosts
+    command = torchrun(first, scenes_folder, slow_to_judge, output)
+    waits = first.start(command, log)
+    lost = second.start(command, tmp_path / "second.log")
+    wait_for("validation", lambda: judging(output) and steps(output) > 8)
+    second.pull_cable(out=True)
+    second.kill()
+    lost.wait()
+    assert judging(output), "it had been validated before the fault"
+    wait_for("loss noticed", lambda: "another process is gone" in log.read_text(), HANG_MINUTES * 60 + 60)
+    second.pull_cable(out=False)
+    lost = second.start(command, tmp_path / "second.log")
+    assert (waits.wait(240), lost.wait(240)) == (0, 0), log.read_text()
+    alone = undisturbed(tmp_path / "alone", scenes_folder, slow_to_judge)
+    assert (the_run(output) / "events.jsonl").read_bytes() == (alone / "events.jsonl").read_bytes()
+    assert all(step >= 6 for step in resumed_at(output))
+    assert resumed_at(output)
+
+
+def judging(output: Path) -> bool:
+    """Whether all steps of an epoch are done, and the epoch's validation is not."""
+    told = events(output)
+    return told[-1:] == ["step"] and told.count("step") % 3 == 0

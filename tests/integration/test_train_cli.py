@@ -169,6 +169,7 @@ def test_resume_refuses_other_data(tmp_path: Path, tiny_run: Path, run_cutline: 
         (["--preset", "scenes", "--device", "cuda:77"], "device 'cuda:77' is not there"),
         (["--config", "none.toml"], "no config file none.toml"),
         (["--batch", "0"], "'training.batch' is 0"),
+        (["--preset", "transfer", "--epochs", "3"], "each stage has its own training.epochs"),
         (["--dry-run", "--config", "deaf.toml"], "'health.command' names a program that is not there"),
     ],
 )

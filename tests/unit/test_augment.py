@@ -43,6 +43,24 @@ def test_the_same_draws_make_the_same_picture_and_others_another(config: Picture
     assert augments(config)
 
 
+@pytest.mark.parametrize("share", [0.95, 0.8, 0.5])
+def test_a_crop_keeps_the_share_that_is_promised(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[float] = []
+
+    def crop(
+        name: str, given: Tensor, top: int, left: int, height: int, width: int, *rest: object, **more: object
+    ) -> Tensor:
+        kept.append(height * width / 1000**2)
+        return given
+
+    monkeypatch.setattr(augment, "_vision", crop)
+    large = torch.zeros(3, 1000, 1000, dtype=torch.uint8)
+    for seed in range(200):
+        change(large, PicturesConfig(augment_crop=share), GREY, draw(seed))
+    assert share - 0.002 < min(kept) < share + 0.02  # sides are whole pixels
+    assert max(kept) > 0.98
+
+
 def test_without_settings_nothing_changes() -> None:
     assert not augments(PicturesConfig())
     assert torch.equal(change(picture(), PicturesConfig(), GREY, draw(0)), picture())

@@ -124,6 +124,18 @@ def test_readers_that_are_not_forked_make_the_same(samples: list[Sample], words:
     assert all(equal(sent[position], data[position]) for position in range(len(data)))
 
 
+def test_a_mistake_in_a_reader_is_told_as_what_it_is(
+    samples: list[Sample], words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch names its process as well, which is not what has died."""
+    data, died = batches(samples, words, PLAIN), list[str]()
+    data.on_death = died.append
+    monkeypatch.setattr(Batches, "__getitem__", lambda self, position: torch.zeros(2) + torch.zeros(3))
+    with pytest.raises(RuntimeError, match="The size of tensor a"):
+        list(data.iterate(0, 0, 1))
+    assert died == []
+
+
 def test_batches_are_made_ahead_where_they_take_time(
     samples: list[Sample], words: Words, monkeypatch: pytest.MonkeyPatch
 ) -> None:

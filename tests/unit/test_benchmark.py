@@ -77,6 +77,15 @@ def test_a_size_that_is_asked_for_counts_for_more_than_that_of_a_file(tmp_path: 
     assert [verb._planned(each)[0].base.pictures.size for each in given] == [32, 48]
 
 
+def test_what_needs_no_learning_is_judged_by_all_pictures_too(tmp_path: Path) -> None:
+    file = tmp_path / "few.toml"
+    file.write_text("[training]\nvalidate_limit = 10\n")
+    arguments = ["--data", "x", "--out", str(tmp_path / "out"), "--config", str(file), "--networks", "cnn"]
+    made = form("Classify", verb._ABOUT, verb.Switches, without=verb._WITHOUT)
+    networks, baselines = verb._planned(parse(made, arguments, verb="benchmark classify"))
+    assert {networks.base.training.validate_limit, *(b.config.training.validate_limit for b in baselines)} == {0}
+
+
 def measured(accuracy: float, **other: object) -> Measured:
     scores = {"accuracy": accuracy, "top5": 99.0, "macro_f1": accuracy - 1}
     figures = Measured("run", "data", scores, 400, 700_000, 12_000_000, 61.0, 0.002, memory=500_000_000)

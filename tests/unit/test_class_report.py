@@ -31,10 +31,10 @@ NAMES = ("cat", "dog", EVIL)
 class Small(nn.Module):
     """What `Inside` knows of a classifier: an encoder, and logits from pictures."""
 
-    def __init__(self, classes: int) -> None:
+    def __init__(self, classes: int, encoder: str = "small") -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.encoder = build_encoder(EncoderConfig(), PicturesConfig(size=48))
+        self.encoder = build_encoder(EncoderConfig(name=encoder), PicturesConfig(size=48))
         self.head = nn.Linear(self.encoder.pooled_channels, classes)
 
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
@@ -229,12 +229,13 @@ def _transform() -> Any:
     return build_encoder(EncoderConfig(), PicturesConfig(size=48)).transform
 
 
-def test_heat_lies_where_the_reason_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoder", ["small", "cnn:width=8,stages=3"])
+def test_heat_lies_where_the_reason_is(encoder: str, tmp_path: Path) -> None:
     """A head that adds up one channel: the heat must lie where that channel is high."""
     picture = np.full((48, 48, 3), 128, np.uint8)
     picture[:, 24:] = np.random.default_rng(0).integers(0, 256, (48, 24, 3))
     Image.fromarray(picture).save(tmp_path / "half.png")
-    model = Small(2).eval()
+    model = Small(2, encoder).eval()
     grid = model.encoder(torch.from_numpy(picture).permute(2, 0, 1)[None]).grid[0].detach()
     side = model.encoder.grid_side
     left, right = grid.unflatten(0, (side, side)).chunk(2, 1)

@@ -62,6 +62,10 @@ def test_a_file_changes_only_what_it_names(tmp_path: Path) -> None:
             "[[stages]]\ntraining = {metric = 'auto'}\n[[stages]]\ntraining = {metric = 'bleu4'}",
             "stage 2 has the metric 'bleu4', the run 'cider'",
         ),
+        (
+            "[[stages]]\n[[stages]]\ntraining = {validate_limit = 50}",
+            "stage 2 validates on another number of pictures than the run",
+        ),
         ("[[stages]]\n[[stages]]\nencoder = {name = 'vgg16'}", "stage 2 has another encoder, or other weights"),
         ("[[stages]]\nencoder = {weights = 'other.pth'}", "stage 1 has another encoder, or other weights"),
     ],

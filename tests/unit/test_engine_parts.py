@@ -15,7 +15,7 @@ import torch
 from cutline import config as configuration
 from cutline import cpus
 from cutline.config import TrainingConfig
-from cutline.engine import events, folder, journal, run, runtime
+from cutline.engine import events, folder, journal, run, runtime, weights
 from cutline.engine.average import Average
 from cutline.engine.known import Known
 from cutline.engine.runtime import Precision, choose_device, choose_precision, readers, reseed, use_threads
@@ -174,6 +174,33 @@ def test_a_line_of_a_log_ends_only_where_it_was_ended(tmp_path: Path) -> None:
     told = journal.Journal(tmp_path)
     assert told.write("save_failed", why="no room in caf\udce9")
     assert [entry["why"] for entry in journal.read(tmp_path)] == ["no room in caf\udce9"]
+
+
+def test_what_a_model_makes_for_its_own_size_is_no_weight() -> None:
+    """As the masks of a Swin transformer, which for larger pictures are more."""
+
+    class Masked(torch.nn.Module):
+        def __init__(self, windows: int) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 2)
+            self.register_buffer("mask", torch.zeros(windows), persistent=False)
+
+    small, large = Masked(4), Masked(9)
+    weights.put(large, weights.named(small))
+    assert torch.equal(large.layer.weight, small.layer.weight)
+
+
+def test_a_disk_that_takes_nothing_for_tensorboard_costs_the_run_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").touch()
+    log = events.Events(tmp_path / "events.jsonl", events.tensorboard(tmp_path / "file"))
+    log.write("step", 1, loss=2.0)
+    log.write("step", 2, loss=1.0)
+    log.close()
+    assert len(events.read(tmp_path / "events.jsonl")) == 2
+    assert capsys.readouterr().err.count("nothing more is written for TensorBoard") == 1
 
 
 def test_tensorboard_shows_every_figure(tmp_path: Path) -> None:

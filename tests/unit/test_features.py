@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from cutline import cpus
 from cutline.config import Config, DataConfig, EncoderConfig, PicturesConfig
 from cutline.data.corpus import Sample
 from cutline.errors import CutlineError, DataError, ModelError
@@ -269,8 +270,15 @@ def test_resuming_repeats_what_is_not_certain_and_nothing_else(samples, encoder,
     assert not draft.exists()
 
 
-def test_what_is_ended_just_before_it_takes_its_place_is_not_computed_again(samples, encoder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("bad", "again"), [((), []), (("09.png",), [2])])
+def test_what_is_ended_just_before_it_takes_its_place_is_not_computed_again(
+    samples, encoder, tmp_path, monkeypatch, bad, again
+):
+    """But for the batch of a picture that could not be read, which gets another chance."""
     plain = Path.rename
+    for sample in samples:
+        if sample.id in bad:
+            sample.image.write_bytes(b"no picture")
 
     def rename(path: Path, to: Path) -> Path:
         if Path(to) == tmp_path / "store":
@@ -280,13 +288,28 @@ def test_what_is_ended_just_before_it_takes_its_place_is_not_computed_again(samp
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rename)
         with pytest.raises(KeyboardInterrupt):
-            made(samples, encoder, tmp_path / "store")
+            made(samples, encoder, tmp_path / "store", skip_bad=True)
     encoded = count_encoded(monkeypatch)
-    store = made(samples, encoder, tmp_path / "store")
-    assert encoded == []
+    store = made(samples, encoder, tmp_path / "store", skip_bad=True)
+    assert encoded == again
     assert store.verify() == []
-    assert contents(tmp_path / "store") == contents(made(samples, encoder, tmp_path / "whole").path)
+    assert contents(tmp_path / "store") == contents(made(samples, encoder, tmp_path / "whole", skip_bad=True).path)
     assert {path.name for path in (tmp_path / "store").iterdir()} == set(FILES)
+    assert not [*tmp_path.glob("store.*")]
+
+
+def test_another_number_of_cores_goes_on_with_what_is_done(samples, encoder, tmp_path, monkeypatch):
+    monkeypatch.setattr(cpus, "count", lambda: 2)
+    broken_off(samples, encoder, tmp_path / "store")
+    monkeypatch.setattr(cpus, "count", lambda: 1)
+    sizes = count_encoded(monkeypatch)
+    made(samples, encoder, tmp_path / "store")
+    assert sizes == [3]
+
+
+def test_a_store_needs_a_name(samples, encoder):
+    with pytest.raises(ModelError, match=r"'\.' cannot be a store"):
+        made(samples, encoder, Path())
 
 
 def test_other_settings_start_over(samples, encoder, tmp_path, monkeypatch):

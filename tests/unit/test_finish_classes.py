@@ -10,7 +10,8 @@ import pytest
 from tests.coloured import SMALL_CNN, changed, draw, settings, trainer_of
 
 from cutline import config as configuration
-from cutline.cli import evaluate, finish_classes
+from cutline.bundle import load
+from cutline.cli import evaluate, export, finish_classes
 from cutline.cli.pictures import find_model
 from cutline.config import Config
 from cutline.engine import folder, run, tidy
@@ -66,6 +67,17 @@ def test_a_temperature_is_of_the_weights_that_it_was_fitted_to(
     assert "probabilities are not calibrated" in capsys.readouterr().err
 
 
+def test_a_bundle_that_is_made_later_is_calibrated_too(config: Config, tmp_path: Path) -> None:
+    config = changed(config, encoder=SMALL_CNN, training={"epochs": 1, "label_smoothing": 0.3})
+    trainer = trainer_of(config)
+    train(trainer, quiet=True)
+    finish_classes.export(trainer.run, tmp_path / "later")
+    calibrated = load(tmp_path / "later").temperature
+    assert calibrated != 1.0
+    finish_classes.finish(trainer.run, run.read(config, quiet=True), "val", quiet=True)
+    assert load(trainer.run / "bundle").temperature == pytest.approx(calibrated)
+
+
 def test_a_bundle_that_does_not_do_as_pytorch_does_takes_no_place(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,11 +89,15 @@ def test_a_bundle_that_does_not_do_as_pytorch_does_takes_no_place(
     finish_classes.finish(trainer.run, corpus, "val", quiet=True)
     bundle = trainer.run / "bundle"
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    assert before["README.md"].startswith(b"# bundle\n")
     monkeypatch.setattr("cutline.export.check_classifier", lambda *_: Agreement(0, 4, "classes"))
     with pytest.raises(ModelError, match="does not classify as PyTorch does"):
         finish_classes.finish(trainer.run, corpus, "val", quiet=True)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert unchecked(bundle).is_dir()
+    with pytest.raises(ModelError, match="does not do as PyTorch does"):
+        export.main([str(trainer.run), "--out", str(bundle), "--force"])
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     monkeypatch.chdir(tmp_path)
     found = find_model("classes", "CUTLINE_NO_SUCH")
     assert found

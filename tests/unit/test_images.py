@@ -107,6 +107,22 @@ def test_a_dark_grey_map_of_sixteen_bits_stays_dark() -> None:
     assert np.asarray(open_picture(dark))[..., 0].tolist() == [[1, 1], [0, 1]]
 
 
+def test_sixteen_bit_grey_with_a_transparent_value() -> None:
+    grey = png(2, 1, 16, 0, b"\0" + struct.pack(">HH", 400, 20000), (b"tRNS", struct.pack(">H", 400)))
+    picture = open_picture(grey)
+    assert picture.getpixel((0, 0)) == WHITE
+    assert picture.getpixel((1, 0)) == pytest.approx((78, 78, 78), abs=1)
+
+
+def test_tiff_of_sixteen_bits_whose_white_is_zero() -> None:
+    tags = {256: 2, 257: 1, 258: 16, 259: 1, 262: 0, 273: 8, 277: 1, 278: 1, 279: 4}
+    entries = b"".join(struct.pack("<HHLL", tag, 3, 1, value) for tag, value in tags.items())
+    file = b"II*\0" + struct.pack("<LHH", 12, 0, 45535) + struct.pack("<H", len(tags)) + entries + b"\0" * 4
+    picture = open_picture(file)
+    assert picture.getpixel((0, 0)) == WHITE
+    assert picture.getpixel((1, 0)) == pytest.approx((78, 78, 78), abs=1)
+
+
 def test_sixteen_bit_colour_and_grey_with_alpha() -> None:
     rgb = png(1, 1, 16, 2, b"\0" + struct.pack(">HHH", 65535, 32768, 0))
     assert open_picture(rgb).getpixel((0, 0)) == pytest.approx((255, 128, 0), abs=1)

@@ -313,6 +313,17 @@ def test_a_step_without_a_picture_that_can_be_read_is_told_as_that(
     assert (at.step, at.skipped, at.trouble) == (trainer.steps_per_epoch, 0, 0)
 
 
+def test_a_picture_that_is_asked_for_again_and_again_is_one(config: Config) -> None:
+    """As one of a rare class is, which is shown often."""
+    trainer = trainer_of(config)
+    loop = Loop(trainer, lambda *_: None, quiet=True)
+    for _ in range(9):
+        loop._miss({"rare.png": "it is gone"})
+    loop.close()
+    assert trainer.at.unreadable == 1
+    assert len([entry for entry in journal.read(trainer.run) if entry["kind"] == "unreadable"]) == 1
+
+
 def second_stage(config: Config) -> tuple[Trainer, Progress]:
     """A run at the beginning of its second stage, and where it is then."""
     staged = replace(config, stages=({"training": {"epochs": 1}}, {"training": {"epochs": 2, "bad_steps": 1}}))

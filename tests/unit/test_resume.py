@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 import threading
 import time
@@ -17,15 +19,17 @@ import torch
 
 from cutline import config as configuration
 from cutline import durable
+from cutline.cli import train as train_verb
 from cutline.cli import work
 from cutline.config import Config
 from cutline.engine import folder, journal, run, weights
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.loop import Loop, Stopped, train
 from cutline.engine.ranks import ALONE
-from cutline.engine.resume import LoadError, loading, resume
+from cutline.engine.resume import LoadError, loading, resume, set_aside_failing
 from cutline.engine.task import Validation
 from cutline.engine.trainer import Trainer
+from cutline.engine.watch import RUN
 from cutline.errors import ConfigError, CutlineError, ModelError
 
 SETTINGS = {
@@ -144,6 +148,40 @@ def test_changes_are_let_through_when_asked_for(config: Config, monkeypatch: pyt
     story = [entry for entry in journal.read(first.run) if entry["kind"] == "changed"]
     assert story[0]["settings"] == ["training.batch was 16, now 24"]
     resume(again(changed(config, batch=24), first.run), quiet=True)  # it is the run's own now
+
+
+def test_schedules_go_on_from_the_epoch_that_was_reached(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though an epoch has fewer steps now: counted in those, the old ones would be more than there are in all."""
+    first = begin(config)
+    stop_after(12, first, monkeypatch)
+    assert first.share == pytest.approx(13 / 18)
+    other = again(changed(config, batch=48, weight_decay=0.25), first.run)
+    resume(other, allow_changes=True, quiet=True)
+    assert other.share == pytest.approx(2 / 3)
+    assert max(group["weight_decay"] for group in other.optimizer.param_groups) == 0.25
+    train(other, quiet=True)
+    assert other.share == 1
+
+
+def test_scores_of_other_pictures_are_not_compared(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = begin(config)
+    stop_after(8, first, monkeypatch)
+    assert first.at.best_step == 6
+    other = again(fewer_pictures(config, first.run), first.run)
+    resume(other, allow_changes=True, quiet=True)
+    assert (other.at.best, other.at.best_step, other.at.bad) == (-math.inf, -1, 0)
+
+
+def test_fewer_pictures_to_validate_on_leave_the_epoch_as_it_is(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = begin(config)
+    stop_after(8, first, monkeypatch)
+    other = again(changed(config, validate_limit=5), first.run)
+    with pytest.raises(ConfigError, match=r"not learned like this: training\.validate_limit was 1000, now 5\n"):
+        resume(other, quiet=True)
+    resume(other, allow_changes=True, quiet=True)
+    assert (other.at.epoch, other.at.batch, other.at.best_step) == (1, 3, -1)
 
 
 @pytest.mark.parametrize(("base", "staged", "batch"), [(16, 24, 0), (24, 16, 3)])
@@ -265,11 +303,35 @@ def test_a_checkpoint_that_fails_to_load_twice_is_set_aside(config: Config, monk
         with pytest.raises(LoadError, match="step-00000099 could not be loaded"):
             resume(again(config, first.run), quiet=True)
         assert loading(first.run)["failures"] == failures
+    set_aside_failing(first.run, first.checkpoints)
     assert resume(again(config, first.run), quiet=True).step == good.step
     assert not wrong.path.exists()
     assert "failed to load 2 times" in (first.checkpoints.set_aside()[0] / "why.txt").read_text()
     assert [e["kind"] for e in journal.read(first.run) if e["kind"] == "quarantined"]
     assert not loading(first.run)
+
+
+def test_where_the_only_checkpoint_of_a_stage_is_set_aside_the_stage_is_learned_all_the_same(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, stages=({"training": {"epochs": 1}}, {"training": {"epochs": 1, "save_steps": 1}}))
+    given = SimpleNamespace(resume=None, allow_changes=False, quiet=True, tensorboard=False, no_bundle=True)
+    place, learn = folder.make(config), Trainer.step
+
+    def step(self: Trainer, batches: list, *, stop: bool = False) -> dict[str, float]:
+        return learn(self, batches, stop=stop or self.at.step == 6)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", step)
+        with pytest.raises(Stopped):
+            work._train(given, config, ALONE, place)
+    newest = Checkpoints(place, folder.identity(place)).latest()
+    assert (newest.stage, newest.step) == (1, 7)
+    told = {"name": newest.path.name, "failures": 2, "why": "it lacks a tensor"}
+    (newest.path.parent / "loading.json").write_text(json.dumps(told))
+    work._train(given, config, ALONE, place)
+    (end,) = [entry for entry in journal.read(place) if entry["kind"] == "finished"]
+    assert end["step"] == 12
 
 
 def test_a_run_is_found_again_by_its_settings(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,6 +340,7 @@ def test_a_run_is_found_again_by_its_settings(config: Config, monkeypatch: pytes
     assert folder.unfinished(config) == first.run
     assert folder.unfinished(changed(config, batch=8)) is None
     assert folder.unfinished(replace(config, health=replace(config.health, port=9)))  # no part of what it learns
+    assert folder.unfinished(replace(config, processes=2))  # which is refused by name, and not begun anew
     journal.Journal(first.run).write("finished", step=1)
     assert folder.unfinished(config) is None
 
@@ -287,6 +350,34 @@ def test_a_run_that_is_only_being_prepared_is_found_too(config: Config) -> None:
     assert folder.unfinished(config) == place
     folder.unmake(place)
     assert folder.unfinished(config) is None
+
+
+def test_a_new_run_is_begun_once_and_then_gone_on_with(config: Config) -> None:
+    """By whom torchrun starts again with the same command, `--new` and all."""
+    given, places = SimpleNamespace(resume=None, new=True), []
+    for _ in range(3):
+        with work._owned(given, config, ALONE) as place:
+            places.append(place)
+            if len(places) == 1:  # of another day
+                os.utime(place / "run.json", (0, 0))
+    assert places[0] != places[1] == places[2]
+
+
+def test_a_run_that_is_named_by_a_link_stays_the_one_it_was(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another run that begins meanwhile moves the link."""
+    place, link, taken = shutil.copytree(tiny_run, tmp_path / "one"), tmp_path / "latest", []
+    link.symlink_to("one")
+    monkeypatch.setattr("cutline.engine.supervise.supervise", lambda run, *_: taken.append(run) or 0)
+    train_verb.main(["--resume", str(link)])
+    monkeypatch.setattr("cutline.cli.work.work", lambda given, config: taken.append(given.resume) or 0)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(RUN, str(place))
+    link.unlink()
+    link.symlink_to("another")
+    train_verb.main(["--resume", str(link)])
+    assert taken == [place, place]
 
 
 @pytest.mark.parametrize("name", [folder.LOCK, folder.WORKERS_LOCK])

@@ -173,6 +173,14 @@ def test_workers_whose_supervisor_is_gone_still_keep_others_off(writer: Writer) 
         pass
 
 
+def test_epochs_are_those_of_the_stage(writer: Writer) -> None:
+    writer.start()
+    writer.journal.write("training", step=50, begun=50, total=100, epochs=10)
+    assert Run(writer.path).epoch == 1  # its first step is yet to come
+    writer.step(55)
+    assert Run(writer.path).epoch == 2
+
+
 @pytest.mark.parametrize(("metric", "best"), [("cider", 40.0), ("bleu4", 8.0)])
 def test_progress_and_scores(metric: str, best: float, tmp_path: Path) -> None:
     writer = Writer(tmp_path / "run", metric)

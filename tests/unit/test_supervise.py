@@ -7,12 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from cutline.config import from_dict
+from cutline.engine import alerts, supervise
 from cutline.engine.estimate import Needs, dry_run
 from cutline.engine.supervise import _cause, _weight
 from cutline.engine.watch import FOLDER, Outcome, Watch
@@ -114,6 +118,43 @@ def test_a_process_that_stands_still_is_noticed_and_says_where(tmp_path: Path) -
         assert process.wait(10) == -signal.SIGKILL
     finally:
         process.kill()
+
+
+def test_processes_that_have_not_come_as_far_as_to_tell_who_they_are_are_ended_too(tmp_path: Path) -> None:
+    """As where what they import is on a disk that does not answer."""
+    code = (
+        "import pathlib, subprocess, sys; from cutline.engine.watch import Watch\n"
+        "child = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "Watch(pathlib.Path(sys.argv[1]), 1).kill(); sys.exit(-child.wait(20))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == signal.SIGKILL
+
+
+class Later(BaseHTTPRequestHandler):
+    """A webhook that takes nothing at the first two tries."""
+
+    names: ClassVar[list[str]] = []
+
+    def do_POST(self) -> None:
+        self.names.append(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["name"])
+        self.send_response(503 if len(self.names) < 3 else 200)
+        self.end_headers()
+
+
+def test_that_a_run_has_been_given_up_is_told_also_when_the_network_is_gone_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run.json").write_text('{"id": "abc"}')
+    (tmp_path / "lock").touch()
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(alerts, "PAUSES", (0.2, 6.0))  # more than the 5 s that are waited for other alerts
+    monkeypatch.setattr(supervise, "_attempt", lambda *_: supervise.End(None, "the process has failed"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Later) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,)).start()
+        config = from_dict({"health": {"restarts": 0, "webhook": f"http://127.0.0.1:{server.server_address[1]}"}})
+        assert supervise.supervise(tmp_path, config, ["none"]) == 1
+        server.shutdown()
+    assert Later.names == ["gave_up"] * 3
 
 
 def test_last_words_survive_the_process(tmp_path: Path) -> None:

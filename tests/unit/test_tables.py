@@ -170,6 +170,13 @@ def test_an_absolute_path_inside_the_folder_is_the_same_picture(tmp_path: Path) 
     assert [(s.id, s.captions["und"]) for s in corpus.samples] == [("x/1.jpg", ("One", "Two"))]
 
 
+def test_so_is_one_by_another_name_of_the_folder(tmp_path: Path) -> None:
+    there = fill(tmp_path / "there", {"x/1.jpg": PICTURE})
+    (there / "t.csv").write_text(f"image,caption\n{there / 'x' / '1.jpg'},One\n")
+    (tmp_path / "here").symlink_to(there)
+    assert [(s.id, s.captions["und"]) for s in read_corpus(tmp_path / "here").samples] == [("x/1.jpg", ("One",))]
+
+
 def test_pictures_may_lie_in_another_folder_than_their_table(tmp_path: Path) -> None:
     photos = fill(tmp_path / "photos", {"1.jpg": PICTURE, "x/2.jpg": PICTURE})
     rows = ["image,caption", "1.jpg,One", "x/2.jpg,Two", f"{photos / '1.jpg'},Also one"]

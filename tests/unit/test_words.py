@@ -297,6 +297,22 @@ def test_reading_captions_needs_the_standard_library_alone(kind: str, tmp_path: 
     assert done.stdout.decode() == words.decode(ids)
 
 
+@pytest.mark.parametrize(
+    ("lang", "text", "known"),
+    [
+        ("nl", "een man met een hond in het water", False),  # not every "een" but the first is one too many
+        ("ja", "男の人と犬の写真", False),
+        ("und", "een man met een hond op het strand van de zee", False),
+        ("und", "a man in a hat and the dog on the grass with two of them is", True),
+        ("und", "un home amb una gorra i el gos de la platja en un banc a la nit", False),
+        ("en-gb", "a man with a dog", True),
+    ],
+)
+def test_nothing_is_said_once_in_a_language_whose_articles_are_not_known(lang: str, text: str, known: bool) -> None:
+    words = Words.learn({lang: [text]}, WordsConfig(min_count=1))
+    assert bool(words.content) == known
+
+
 def test_words_of_content_are_told_from_those_that_hold_a_sentence_together() -> None:
     texts = {"en": ["A dog and a cat in the snow , 2 of them"], "de": ["Ein Hund und eine Katze im Schnee"]}
     words = Words.learn(texts, WordsConfig(min_count=1))

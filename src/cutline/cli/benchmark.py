@@ -138,6 +138,7 @@ def _planned(given: Any) -> tuple[Grid, list[Baseline]]:
         )
         if size is not None:
             found = configuration.from_dict({"pictures": {"size": size}}, found)
+        found = configuration.from_dict({"training": {"validate_limit": 0}}, found)  # as for the networks
         if found.task != "classes":
             raise ConfigError(f"the task is '{found.task}'", expected='"classes"')
         return found

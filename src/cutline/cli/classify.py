@@ -131,12 +131,12 @@ def _to_sort(arguments: Sequence[str], folder: Path, *, quiet: bool) -> Named:
         return Named(_once(outside(named(arguments).files)), None)
     found: list[Picture] = []
     for argument in arguments:
+        files = named([argument]).files  # refuses what cannot be expanded
         begin = path = Path(argument).expanduser()
         if not path.exists():  # a glob: what it begins with
             begin = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
         if begin.resolve() == folder.resolve():
             raise ConfigError(f"{folder} would be sorted into itself", fix=f"--sort {folder / 'sorted'}")
-        files = named([argument]).files
         found += files if folder.resolve() in begin.resolve().parents else outside(files)
     once = list(_once(found))
     return Named(once, len(once))

@@ -144,6 +144,8 @@ def _time(bundle: Path, settings: Any) -> Timing | None:
         model = cutline.load(bundle)
     except CutlineError:
         return None
+    if not pictures:
+        return None
     use = getattr(model, "classify", None) or model.caption
     return time_per_picture(lambda: [use([picture]) for picture in pictures], len(pictures), least=3)
 

@@ -90,6 +90,10 @@ def main(arguments: list[str]) -> int:
     if all(writes) and given.views != 1:
         raise ConfigError(f"{given.model} puts nothing into classes", fix="leave out --views")
     corpus = _corpus(given)
+    if len(models) > 1:  # of a run that has learned both; the data may be of one
+        there = corpus.split(given.split)
+        has = {True: any(s.captions for s in there), False: any(s.label is not None for s in there)}
+        models = [model for model in models if has[hasattr(model, "caption")]] or models
     results = [_captions(m, corpus, given) if hasattr(m, "caption") else _classes(m, corpus, given) for m in models]
     if given.out:
         rows: dict[str, Row] = {}

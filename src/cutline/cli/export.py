@@ -12,7 +12,7 @@ import tyro
 
 from cutline.cli.arguments import parse
 from cutline.console import say
-from cutline.errors import ConfigError, DataError, require_workshop
+from cutline.errors import ConfigError, DataError, ModelError, require_workshop
 
 if TYPE_CHECKING:
     from cutline.data.corpus import Sample
@@ -52,7 +52,7 @@ def main(arguments: list[str]) -> int:
     require_workshop("exporting")
     from cutline.cli import finish, finish_classes
     from cutline.engine import folder
-    from cutline.export import check_bundle, check_classifier
+    from cutline.export import accept, check_bundle, check_classifier, unchecked
 
     task = folder.settings(given.run).task
     classes = given.classes or task == "classes"
@@ -60,23 +60,26 @@ def main(arguments: list[str]) -> int:
     if out.exists() and not given.force:
         raise ConfigError(f"{out} is already there", fix="--out another place, or --force to replace it")
     say("writing the bundle", quiet=given.quiet)
-    export = finish_classes.export if classes else finish.export
+    export, draft = finish_classes.export if classes else finish.export, unchecked(out)
     model: Any = export(
-        given.run, out, step=given.step, weights=given.weights, about=_text(given.card),
-        one_file=given.one_file, force=given.force,
+        given.run, draft, step=given.step, weights=given.weights, about=_text(given.card),
+        one_file=given.one_file, force=True,
     )  # fmt: skip
-    print(out)
-    pictures = _pictures(given.run, given.check)
-    if not pictures:
+    if pictures := _pictures(given.run, given.check):
+        say(f"checking it on {len(pictures)} pictures", quiet=given.quiet)
+        agreement = (check_classifier if classes else check_bundle)(model, draft, pictures)
+        if given.weights == "fp32" and not agreement.reached:
+            raise ModelError(f"the bundle {draft} does not do as PyTorch does: {agreement}")
+        if given.weights != "fp32":
+            told = f"{agreement}; weights are rounded, and what that costs says: cutline evaluate {out}"
+        else:
+            told = str(agreement)
+        say(told, quiet=given.quiet)
+    else:
         say("not checked against PyTorch: no pictures to do it with", quiet=given.quiet)
-        return 0
-    say(f"checking it on {len(pictures)} pictures", quiet=given.quiet)
-    agreement = (check_classifier if classes else check_bundle)(model, out, pictures)
-    rounding = (
-        f"; weights are rounded, and what that costs says: cutline evaluate {out}" if given.weights != "fp32" else ""
-    )
-    say(f"{agreement}{rounding}", quiet=given.quiet and agreement.reached)
-    return 0 if agreement.reached or given.weights != "fp32" else 1
+    accept(out)
+    print(out)
+    return 0
 
 
 def _name(given: Export, suffix: str) -> str:

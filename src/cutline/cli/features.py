@@ -131,7 +131,7 @@ def _verify(arguments: list[str]) -> int:
     from cutline.features.store import FeatureStore
 
     store = FeatureStore.open(path)
-    damaged = store.verify()
+    damaged = store.verify(quiet=False)
     for row, name in damaged:
         print(f"{path}: row {row} ({name}) is damaged", file=sys.stderr)
     print(f"{path}: {len(store) - len(damaged)} of {len(store)} pictures are as they were written")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cutline.console import progress, say
-from cutline.errors import DataError, ModelError
+from cutline.errors import CutlineError, DataError, ModelError
 
 if TYPE_CHECKING:
     from cutline.config import Config
@@ -42,8 +43,9 @@ def export(
     from cutline.export import export_classifier
 
     classifier, names, config = load_classifier(run, step=step)
+    temperature = None if step is not None or _is_calibrated(run) else _calibrate_later(run, classifier, names, config)
     export_classifier(
-        classifier, names, _temperature(run, step), out, card(run, config, about, step),
+        classifier, names, temperature or _temperature(run, step), out, card(run, config, about, step),
         weights=weights, one_file=one_file, force=force,
     )  # fmt: skip
     return classifier
@@ -82,18 +84,14 @@ class Guessed:
 
 def finish(run: Path, corpus: Corpus, split: str, *, quiet: bool = False) -> ClassScores:
     """Calibrate, export, check, score the split with the calibrated probabilities, and write the report."""
-    from cutline import durable
     from cutline.data.labels import evenly
     from cutline.engine.run import load_classifier
-    from cutline.evaluation.classes import fit_temperature
     from cutline.export import accept, check_classifier, unchecked
     from cutline.report.classes import Classified
 
     classifier, names, config = load_classifier(run)
     judged = _guess(classifier, names, config, corpus, "val", quiet)
-    temperature = fit_temperature(judged.logits, judged.labels)
-    told = {"temperature": temperature, "split": "val", "of": _checkpoint(run)}
-    durable.put(run / CALIBRATION, json.dumps(told).encode())
+    temperature = _calibrate(run, judged)
     say(f"exporting the bundle (temperature {temperature:.2f})", quiet=quiet)
     bundle = run / PLACES[config.task][0]
     export(run, unchecked(bundle), force=True)
@@ -141,11 +139,48 @@ def _guess(
     return Guessed(samples, numbered(samples, names), np.concatenate(logits))
 
 
+def _calibrate(run: Path, judged: Guessed) -> float:
+    """Fit the temperature of the run's best weights, and note it there."""
+    from cutline import durable
+    from cutline.evaluation.classes import fit_temperature
+
+    temperature = fit_temperature(judged.logits, judged.labels)
+    told = {"temperature": temperature, "split": "val", "of": _checkpoint(run)}
+    with contextlib.suppress(OSError):  # in a folder that is another's it is fitted again the next time
+        durable.put(run / CALIBRATION, json.dumps(told).encode())
+    return temperature
+
+
+def _calibrate_later(run: Path, classifier: Classifier, names: Sequence[str], config: Config) -> float | None:
+    """For a run that has ended with its weights, or has learned on since; none where its pictures are gone."""
+    from cutline.data.sources import read
+
+    here = replace(config, device="auto")  # which may be another machine than the one that taught it
+    try:
+        return _calibrate(run, _guess(classifier, names, here, read(config, quiet=True), "val", quiet=True))
+    except (CutlineError, OSError) as error:
+        say(f"probabilities are not calibrated, which takes the validation pictures: {error}")
+        return None
+
+
+def _calibration(run: Path) -> dict[str, Any]:
+    try:
+        told: dict[str, Any] = json.loads((run / CALIBRATION).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    return told
+
+
+def _is_calibrated(run: Path) -> bool:
+    """Whether its best weights are, and not some from before them."""
+    told = _calibration(run)
+    return bool(told) and told.get("of", "") in ("", _checkpoint(run))
+
+
 def _temperature(run: Path, step: int | None) -> float:
     """What calibrates the probabilities of a run; 1, which changes nothing, where it was fitted to none or others."""
-    try:
-        told = json.loads((run / CALIBRATION).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    told = _calibration(run)
+    if not told:
         return 1.0
     exported = _checkpoint(run, step)
     if told.get("of", exported) != exported:

@@ -85,6 +85,8 @@ class Switches:
 
 def main(arguments: list[str]) -> int:
     given = parse(form("Train", _ABOUT, Switches), arguments, verb="train")
+    if given.resume:  # by its own name: a link may be to another run before this one ends
+        given = dataclasses.replace(given, resume=_itself(given.resume))
     require_workshop("training")
     config = resolve(given)
     if given.print_config:
@@ -116,6 +118,11 @@ def main(arguments: list[str]) -> int:
         return supervise(run, config, ["cutline", "train", *arguments])
     finally:
         folder.unmake(run)
+
+
+def _itself(run: Path) -> Path:
+    begun = os.environ.get("CUTLINE_RUN")  # as the supervisor has found it
+    return Path(begun) if begun else run.resolve() if run.is_symlink() else run
 
 
 def resolve(given: Any) -> Config:
@@ -150,7 +157,26 @@ def settle(given: Any, base: Config | None = None) -> Config:
     if given.gpus:
         tables |= {"processes": _gpus(given.gpus)}
     whole = configuration.from_dict(tables, config)
+    _see_that_stages_heed(given, whole)
     return taught.named(whole, base, keep=given.encoder is not None)
+
+
+def _see_that_stages_heed(given: Any, config: Config) -> None:
+    """A stage's own settings come after the flags: refuse one that none would heed, and tell of those that some do."""
+    for flag, setting in FLAGS.items():
+        section, _, key = setting.partition(".")
+        value = getattr(given, flag, None)
+        if value is None or value is False:  # 0 is a value
+            continue
+        own = [number for number, stage in enumerate(config.stages, 1) if key in stage.get(section, {})]
+        if own and len(own) == len(config.stages):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} would change nothing: each stage has its own {setting}",
+                fix="change it in the [[stages]] of a config file; --print-config shows them",
+            )
+        for number in own:
+            quiet = getattr(given, "quiet", False) or "RANK" in os.environ
+            say(f"note: stage {number} keeps its own {setting}", quiet=quiet)
 
 
 def _gpus(asked: str) -> int:

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import psutil
+
 from cutline.cli import finish_classes
 from cutline.cli.evaluate import Judgement, show
 from cutline.cli.finish import finish
@@ -29,7 +31,7 @@ from cutline.engine.journal import Journal
 from cutline.engine.known import Known
 from cutline.engine.loop import Loop, Stopped
 from cutline.engine.ranks import Ranks, joined
-from cutline.engine.resume import resume
+from cutline.engine.resume import resume, set_aside_failing
 from cutline.engine.runtime import keep_memory
 from cutline.engine.trainer import Progress, Trainer
 from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched, stop_signals
@@ -76,7 +78,11 @@ def _owned(given: Any, config: Config, ranks: Ranks) -> Iterator[Path]:
     if RUN in os.environ:
         path = Path(os.environ[RUN])
     else:
-        path = given.resume or (None if given.new else folder.unfinished(config)) or folder.make(config)
+        left = folder.unfinished(config)
+        # Who starts this process again after a failure starts it with `--new` again; then the new run is there already.
+        if given.new and left and folder.made(left) < psutil.Process(os.getppid()).create_time():
+            left = None
+        path = given.resume or left or folder.make(config)
     # Processes that have outlived their supervisor are still saving: wait for them.
     with folder.held(path, folder.WORKERS_LOCK, patience=30):
         if RUN not in os.environ:  # else the supervisor has
@@ -88,6 +94,8 @@ def _owned(given: Any, config: Config, ranks: Ranks) -> Iterator[Path]:
 def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
     checkpoints = Checkpoints(path, folder.identity(path))
     begun = bool(given.resume or checkpoints.candidates() or checkpoints.set_aside()) if ranks.first else False
+    if begun:
+        set_aside_failing(path, checkpoints)
     first = checkpoints.latest().state["progress"]["stage"] if begun else 0
     begun, first = ranks.told((begun, first))
     stages = max(1, len(config.stages))

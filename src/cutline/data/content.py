@@ -5,8 +5,11 @@ The usual scores hardly notice it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 
+LANGUAGES = {"en", "de", "fr", "cs", "es"}
+"""Those whose function words are known."""
 # Articles, prepositions, pronouns, conjunctions and auxiliaries: what a good caption may say twice. One list for all
 # languages, as a score does not know which one it is of.
 _WORDS = """
@@ -32,6 +35,23 @@ el la los las un una unos unas y o pero de del a al en con sin por para sobre ba
 que quien cuyo su sus él ella ellos ellas se dos tres otro otra otros otras mientras
 """
 _FUNCTION = frozenset(_WORDS.split())
+_SIGNS = (
+    {"the", "of", "with"},
+    {"der", "und", "mit"},
+    {"dans", "avec", "une"},
+    {"na", "se", "ve"},
+    {"con", "una", "los"},
+)
+"""Of each of the languages, what no other one has together."""
+COMMON = 300
+
+
+def known(language: str, words: Iterable[str]) -> bool:
+    """Whether its function words are; one without a name shows in its words, of which the common ones come first."""
+    if language != "und":
+        return language.partition("-")[0] in LANGUAGES
+    there = {word.lower() for word in islice(words, COMMON)}
+    return any(signs <= there for signs in _SIGNS)
 
 
 def is_content(word: str) -> bool:

@@ -74,6 +74,7 @@ class Draft:
         self._languages_seen: dict[str, None] = {}
         self._read_all = True
         self._home = folder_name(root).rstrip("/") + "/"
+        self._real = folder_name(root.resolve()).rstrip("/") + "/"
         self._homes: dict[Path, str] = {}
         """The folder that the names in each file are relative to."""
         self._named: dict[tuple[str, str], Entry | None] = {}
@@ -135,7 +136,8 @@ class Draft:
             return ""
         absolute = name.startswith("/") or re.match(r"[A-Za-z]:", name)
         path = posixpath.normpath(name if absolute else f"{home}/{name}")
-        return path.removeprefix(self._home) if path.startswith(self._home) else ""
+        homes = (self._home, self._real) if absolute else (self._home,)
+        return next((path.removeprefix(home) for home in homes if path.startswith(home)), "")
 
     def _below(self, name: str, home: str) -> str:
         """`name`, a path below the root, as seen from `home` where it lies below that too."""

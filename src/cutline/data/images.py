@@ -66,6 +66,7 @@ _NOT_PICTURES = {
 
 _ORIENTATION_TAG = 0x0112
 _BITS_TAG = 258
+_WHITE_IS_TAG = 262
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -81,8 +82,8 @@ _UPRIGHT = {
 class Limits:
     """What a picture may cost, checked on its header before anything is decoded."""
 
-    pixels: int = 128_000_000
-    """Width times height; a telephone's largest pictures have 108 million."""
+    pixels: int = 216_000_000
+    """Width times height; a telephone's largest pictures have 200 million."""
     bytes: int = 256_000_000
     """Size of the file."""
 
@@ -122,7 +123,7 @@ def open_picture(source: Source, limits: Limits = Limits(), *, at_least: int = 0
 def as_rgb(picture: Image.Image) -> Image.Image:
     """`picture` in 8-bit RGB: deep samples scaled, transparent places white."""
     if picture.mode in ("F", "I") or picture.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(picture)).convert("RGB")
+        return Image.fromarray(_deep(picture)).convert("RGB")
     if picture.has_transparency_data:
         white = Image.new("RGBA", picture.size, "white")
         white.alpha_composite(picture.convert("RGBA"))
@@ -299,9 +300,13 @@ def _identify(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     shares; ours is each caller's own.
     """
     head = file.read(64)
-    if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1") and b"avif" not in head:
+    kinds = (b"heic", b"heix", b"hevc", b"mif1", b"msf1")
+    heif = head[4:8] == b"ftyp" and head[8:12] in kinds and b"avif" not in head
+    if heif:
         _register_heif(name)
     for format_name in _FORMATS:
+        if heif and format_name == "AVIF":  # which takes the last two of them for its own
+            continue
         factory, accepts = Image.OPEN.get(format_name, (None, None))
         if factory is None or (accepts is not None and accepts(head[:16]) is not True):
             continue
@@ -332,6 +337,17 @@ def _orientation(picture: Image.Image) -> int:
         return int(picture.getexif().get(_ORIENTATION_TAG, 1))
     except Exception:  # a damaged note about a sound picture
         return 1
+
+
+def _deep(picture: Image.Image) -> NDArray[np.uint8]:
+    """Deep grey samples as 8 bits, black as 0, with white for the one that PNG may call transparent."""
+    grey = _eight_bits(picture)
+    if getattr(picture, "tag_v2", {}).get(_WHITE_IS_TAG) == 0:
+        grey = 255 - grey
+    clear = picture.info.get("transparency")
+    if isinstance(clear, int):
+        grey[np.asarray(picture) == clear] = 255
+    return grey
 
 
 def _eight_bits(picture: Image.Image) -> NDArray[np.uint8]:

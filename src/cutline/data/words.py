@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cutline.config import WordsConfig
-from cutline.data.content import is_content
+from cutline.data.content import is_content, known
 from cutline.errors import ConfigError, DataError, ModelError, require
 
 FORMAT = "cutline words 1"
@@ -120,8 +120,14 @@ class Words:
 
     @cached_property
     def content(self) -> tuple[int, ...]:
-        """What a caption should say once: words of content, as far as they are single pieces."""
-        return tuple(i for i, word in whole_words(self.pieces).items() if is_content(word.lower()))
+        """What a caption should say once: words of content, as far as they are single pieces.
+
+        Nothing, where the words of a language that a caption may well say twice are not known.
+        """
+        words = whole_words(self.pieces)
+        if not all(known(lang, words.values()) for lang in self.languages):
+            return ()
+        return tuple(i for i, word in words.items() if is_content(word.lower()))
 
     def decode(self, ids: Sequence[int]) -> str:
         if self.kind == "bpe":

@@ -35,6 +35,8 @@ COMMAND_SECONDS = 60.0
 """How long the command may take before it is ended."""
 PAUSES = (2.0, 10.0)
 """Seconds before the webhook is tried again: an alert should outlast a moment without network."""
+DELIVERY_SECONDS = (len(PAUSES) + 1) * WEBHOOK_SECONDS + sum(PAUSES)
+"""How long all of that may take."""
 
 Message = dict[str, str | float]
 

@@ -45,7 +45,8 @@ def change(picture: Tensor, config: PicturesConfig, mean: Sequence[float], draw:
 def _crop(picture: Tensor, least: float, draw: Draw) -> Tensor:
     side = picture.shape[-1]
     share = draw.uniform(least, 1)
-    stretch = np.exp(draw.uniform(np.log(3 / 4), np.log(4 / 3)))
+    widest = np.log(min(4 / 3, 1 / share))  # wider, it would not fit and keep less
+    stretch = np.exp(draw.uniform(-widest, widest))
     height, width = (min(side, round(side * np.sqrt(share * f))) for f in (1 / stretch, stretch))
     top, left = draw.integers(side - height + 1), draw.integers(side - width + 1)
     return _vision("resized_crop", picture, int(top), int(left), height, width, [side, side], antialias=True)

@@ -234,7 +234,7 @@ class Batches(Dataset[Batch]):
                     position += 1
                     yield batch
             except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if not str(error).startswith("DataLoader worker"):  # else an error inside of it, told as its own
                     raise
                 deaths += 1
                 self.on_death(f"a process that reads pictures has died ({str(error).splitlines()[0]})")

@@ -80,16 +80,28 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def tensorboard(folder: Path) -> Sink:
-    """A sink that writes every figure of every event for TensorBoard."""
+    """A sink that writes every figure of every event for TensorBoard.
+
+    A disk that takes none of it costs the run nothing: what is missing there is in `events.jsonl`.
+    """
     require("tensorboard", "tensorboard", "TensorBoard output")
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(folder))
+    writer: Any = None
+    failed = False
 
     def sink(event: dict[str, Any]) -> None:
-        for key, value in event.items():
-            if key != "step" and isinstance(value, int | float):
-                writer.add_scalar(f"{event['kind']}/{key}", value, event["step"])
-        writer.flush()
+        nonlocal writer, failed
+        if failed:  # its writer goes on to raise what it once did
+            return
+        try:
+            writer = writer or SummaryWriter(str(folder))
+            for key, value in event.items():
+                if key != "step" and isinstance(value, int | float):
+                    writer.add_scalar(f"{event['kind']}/{key}", value, event["step"])
+            writer.flush()
+        except OSError as error:
+            failed = True
+            say(f"nothing more is written for TensorBoard until the next start: {folder}: {error.strerror}")
 
     return sink

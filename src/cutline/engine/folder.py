@@ -121,6 +121,11 @@ def _is(path: Path, handle: int) -> bool:
         return False
 
 
+def made(run: Path) -> float:
+    """When the folder was made."""
+    return (run / ABOUT).stat().st_mtime
+
+
 def settings(run: Path) -> Config:
     return configuration.load(file_of(run, "config.toml"))
 
@@ -147,7 +152,8 @@ def _about(run: Path) -> dict[str, Any]:
 
 
 def _asked(config: Config) -> str:
-    """A hash of all settings but those that say how the run is looked after."""
+    """A hash of all settings but how the run is looked after, and by how many processes, which resuming compares."""
     tables = configuration.to_dict(config)
     tables.pop("health")
+    tables.pop("processes")
     return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:32]

@@ -16,6 +16,7 @@ from cutline.engine.batches import Batch
 from cutline.engine.checkpoint import Checkpoint
 from cutline.engine.events import Events, Sink
 from cutline.engine.journal import Journal
+from cutline.engine.resume import adapt
 from cutline.engine.saver import Saver, Warn
 from cutline.engine.schedule import doubt
 from cutline.engine.trainer import Progress, Trainer
@@ -45,6 +46,8 @@ class Loop:
         self.events = Events(trainer.run / "events.jsonl", *sinks, keep_bytes=trainer.at.events) if self.first else None
         self.saver = Saver(self.checkpoints, trainer.config, self.journal, warn)
         self.loss = math.nan
+        self._left_out: set[str] = set()
+        """Pictures of this epoch that could not be read; one of a rare class may be asked for again and again."""
 
     def train(self) -> Progress:
         """Train to the end, or until told to stop; what was learned is saved either way."""
@@ -94,7 +97,7 @@ class Loop:
         trainer, config = self.trainer, self.trainer.config
         if config.minutes:
             return {"minutes": config.minutes}
-        return {"total": trainer.at.begun + trainer.total_steps, "epochs": config.epochs}
+        return {"begun": trainer.at.begun, "total": trainer.at.begun + trainer.total_steps, "epochs": config.epochs}
 
     def _epoch(self, advance: Advance, stop: Callable[[], int]) -> None:
         trainer = self.trainer
@@ -108,17 +111,20 @@ class Loop:
             self._write_step(group, figures, split)
             advance(self._done() - done, note=f"loss {figures['loss']:.3f}")
             if at.trouble > 10 * trainer.config.bad_steps:
-                return self._go_back()
+                done = self._done()
+                self._go_back()
+                advance(self._done() - done)
+                return
             if figures["stop"]:
                 self._stop(stop() or signal.SIGTERM)
             if self.first and self.saver.due(at.step):
                 self._save()
         at = trainer.at
         at.epoch, at.batch, at.unreadable = at.epoch + 1, 0, 0
+        self._left_out.clear()
         if at.epoch % trainer.config.validate_every and at.epoch < trainer.config.epochs and not trainer.out_of_time:
             at.validated = at.epoch
             self._save()
-        return None
 
     def _write_step(self, group: list[Batch], figures: dict[str, float], split: int) -> None:
         """Note what a step was like, and all that was odd about it."""
@@ -141,9 +147,11 @@ class Loop:
     def _miss(self, lost: dict[str, str]) -> None:
         """Go on without some pictures; but not without most of them."""
         at, config = self.trainer.at, self.trainer.config
-        at.unreadable += len(lost)
         self._event("unreadable", pictures=sorted(lost))
-        for id, why in lost.items():
+        new = {id: why for id, why in lost.items() if id not in self._left_out}
+        self._left_out |= new.keys()
+        at.unreadable += len(new)
+        for id, why in new.items():
             self._met("unreadable", f"picture left out: {why}", step=at.step, picture=id)
         if at.unreadable > max(3, config.unreadable * self.trainer.batches.count):
             raise DataError(
@@ -207,6 +215,8 @@ class Loop:
         found = sound or next(each for each in self.checkpoints.verified() if str(each.path) == place)
         left, setbacks = at.step, at.setbacks + 1
         trainer.restore(found)
+        adapt(trainer, found)
+        trainer.ranks.gather(None)  # or the first may save anew, and remove this one while others read it
         trainer.at.setbacks = setbacks
         if self.events:
             self.checkpoints.forget_after(found)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -20,13 +21,14 @@ from torch import Tensor
 from torch import distributed as dist
 
 from cutline.config import Config
-from cutline.engine.watch import RUN
+from cutline.engine.pulse import beating
+from cutline.engine.watch import FOLDER, RUN
 from cutline.errors import ConfigError
 
 T = TypeVar("T")
 
 PATIENCE = timedelta(days=7)
-"""How long ranks wait for the first while it reads, builds or scores; a hang is the supervisor's to notice."""
+"""How long ranks wait for the first while it reads, builds or scores; the supervisor or the pulse notices a hang."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,19 @@ def under_launcher() -> bool:
 @contextlib.contextmanager
 def joined(config: Config) -> Iterator[Ranks]:
     """Join the group that the launcher has set up, if it is one of more than this process."""
-    world = int(os.environ.get("WORLD_SIZE", "1")) if under_launcher() else 1
-    if world == 1:
+    if not under_launcher():
         yield ALONE
         return
+    world, limit = int(os.environ["WORLD_SIZE"]), timedelta(minutes=config.health.hang_minutes)
+    ranks = _meet(config, world, limit or PATIENCE) if world > 1 else ALONE
+    supervised = FOLDER in os.environ
+    with beating(limit.total_seconds(), world) if limit and not supervised else nullcontext():
+        yield ranks
+    if world > 1:  # not after a failure: NCCL would wait for all the others, who may never come
+        dist.destroy_process_group()
+
+
+def _meet(config: Config, world: int, patience: timedelta) -> Ranks:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() and config.device != "cpu" else 0
     local = int(os.environ.get("LOCAL_RANK", "0"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -117,12 +128,5 @@ def joined(config: Config) -> Iterator[Ranks]:
                 expected='a GPU for each of them, and the device "auto" or "cuda"',
             )
         torch.cuda.set_device(local % gpus)
-    patience = timedelta(minutes=config.health.hang_minutes) if config.health.hang_minutes else PATIENCE
     dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=patience)
-    together = not gpus
-    try:
-        yield Ranks(dist.get_rank(), world, local, here, dist.new_group(backend="gloo", timeout=PATIENCE))
-        together = True
-    finally:
-        if together:  # NCCL waits for all the others, and after a failure they may never come
-            dist.destroy_process_group()
+    return Ranks(dist.get_rank(), world, local, here, dist.new_group(backend="gloo", timeout=PATIENCE))

@@ -12,7 +12,7 @@ from typing import Any
 from cutline import config as configuration
 from cutline import durable
 from cutline.console import say
-from cutline.engine.checkpoint import Checkpoint
+from cutline.engine.checkpoint import Checkpoint, Checkpoints
 from cutline.engine.journal import Journal
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, CutlineError
@@ -39,16 +39,25 @@ def resume(trainer: Trainer, *, allow_changes: bool = False, quiet: bool = False
     if changes:
         _load_changed(trainer, saved, changes)
         _note_changes(trainer, changes, quiet)
-        if _order(state, saved.stage) != _order(trainer.facts, saved.stage):
-            trainer.at.batch = 0  # the epoch begins again, in its new order
-        if _metric(state) != _metric(trainer.facts):  # scores of two metrics cannot be compared
-            trainer.at.best, trainer.at.best_step, trainer.at.bad = -math.inf, -1, 0
+        adapt(trainer, saved)
     else:
         _load(trainer, saved)
     if trainer.ranks.first:
         Journal(trainer.run).write("resumed", step=saved.step, path=saved.path.name)
     say(f"resuming {trainer.run} at step {saved.step}", quiet=quiet)
     return saved
+
+
+def adapt(trainer: Trainer, saved: Checkpoint) -> None:
+    """Make the position that was restored one of the run as it is now, which may have changed since."""
+    if not trainer.facts:  # it says nothing of itself
+        return
+    if _order(saved.state, saved.stage) != _order(trainer.facts, saved.stage):
+        trainer.at.batch = 0  # the epoch begins again, in its new order
+    trainer.count_anew()
+    # Scores of two metrics or of other pictures cannot be compared.
+    if (_metric(saved.state), saved.state["data"]) != (_metric(trainer.facts), trainer.facts["data"]):
+        trainer.at.best, trainer.at.best_step, trainer.at.bad = -math.inf, -1, 0
 
 
 def _load_changed(trainer: Trainer, saved: Checkpoint, changes: list[str]) -> None:
@@ -77,7 +86,13 @@ def _order(facts: Mapping[str, Any], stage: int) -> tuple[Any, ...]:
     config = facts["config"]
     changes = config["stages"][stage].get("training", {}) if config.get("stages") else {}
     batch = changes.get("batch", config["training"]["batch"])
-    return facts["data"], batch, config["seed"], config.get("classes", {}).get("balance", "none")
+    return (
+        facts["data"]["hash"],
+        facts["data"]["train"],
+        batch,
+        config["seed"],
+        config.get("classes", {}).get("balance", "none"),
+    )
 
 
 def _metric(facts: Mapping[str, Any]) -> str:
@@ -89,7 +104,7 @@ def _metric(facts: Mapping[str, Any]) -> str:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What is not as it was when a checkpoint was saved, each in words."""
     found = []
-    if before["data"] != now["data"]:
+    if any(before["data"][what] != now["data"][what] for what in ("hash", "train")):
         was, is_now = (f"{f['data']['train']} to learn from, {f['data']['val']} to validate on" for f in (before, now))
         found.append(f"the pictures or captions are others (they were {was}; now {is_now})")
     for unit, what in (("words", "the vocabulary is another"), ("classes", "the classes are others")):
@@ -128,19 +143,20 @@ class LoadError(Exception):
     """A checkpoint is whole and cannot be loaded all the same."""
 
 
+def set_aside_failing(run: Path, checkpoints: Checkpoints) -> None:
+    """Set aside a checkpoint that keeps failing to load, before anybody asks which is the newest."""
+    told = loading(run)
+    if told.get("failures", 0) >= FAILURES and (bad := checkpoints.folder / told["name"]).exists():
+        why = f"it failed to load {told['failures']} times: {told['why']}"
+        aside = checkpoints.quarantine(bad, why)
+        Journal(run).write("quarantined", path=str(aside), why=why)
+        say(f"{bad.name} is set aside as {aside}: {why}")
+
+
 def _chosen(trainer: Trainer) -> Checkpoint:
-    """The newest checkpoint that verifies, as the first rank sees it; one that keeps failing to load is set aside."""
-    checkpoints, name = trainer.checkpoints, ""
-    if trainer.ranks.first:
-        told = loading(trainer.run)
-        if told.get("failures", 0) >= FAILURES and (bad := checkpoints.folder / told["name"]).exists():
-            why = f"it failed to load {told['failures']} times: {told['why']}"
-            aside = checkpoints.quarantine(bad, why)
-            Journal(trainer.run).write("quarantined", path=str(aside), why=why)
-            say(f"{bad.name} is set aside as {aside}: {why}")
-        name = checkpoints.latest().path.name
-    name = trainer.ranks.told(name)
-    return next(each for each in checkpoints.verified() if each.path.name == name)
+    """The newest checkpoint that verifies, as the first rank sees it."""
+    name = trainer.ranks.told(trainer.checkpoints.latest().path.name if trainer.ranks.first else "")
+    return next(each for each in trainer.checkpoints.verified() if each.path.name == name)
 
 
 def _load(trainer: Trainer, saved: Checkpoint) -> None:

@@ -245,10 +245,12 @@ class Run:
 
     @property
     def epoch(self) -> int | None:
-        """The epoch under way, counted from 1."""
-        if not self.total or not self.epochs:
+        """The epoch of its stage that is under way, counted from 1."""
+        begun = _whole(self.history.plan.get("begun")) or 0
+        if not self.total or not self.epochs or self.total <= begun:
             return None
-        return min(self.curve.step * self.epochs // self.total + 1, self.epochs)
+        done = max(self.curve.step - begun, 0) * self.epochs // (self.total - begun)
+        return min(done + 1, self.epochs)
 
     @property
     def best(self) -> float | None:

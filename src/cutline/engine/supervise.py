@@ -29,7 +29,7 @@ from cutline import control_groups
 from cutline.config import Config
 from cutline.console import duration, say
 from cutline.engine import folder
-from cutline.engine.alerts import Alerts
+from cutline.engine.alerts import DELIVERY_SECONDS, Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.journal import Journal
 from cutline.engine.resume import load_failed, loading
@@ -37,8 +37,8 @@ from cutline.engine.watch import ATTEMPT, FOLDER, RUN, SPLIT, Outcome, Watch, st
 
 PAUSES = (0.0, 2.0, 10.0, 30.0, 60.0)
 """Seconds before starting again, by how often that has brought nothing yet."""
-SHUTDOWN_SECONDS = 20
-"""How long processes may take to save and end before they are killed."""
+SHUTDOWN_SECONDS = 55
+"""How long processes may take to save and end before they are killed: less than whoever gave a minute."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alert
     journal.write("gave_up", cause=end.cause)
     often = "in the same way twice" if again else f"{fruitless} times without a newer checkpoint"
     alerts("gave_up", f"{run} has failed {often}: {end.cause}", "mend what is named, then start the same command again")
+    alerts.close(DELIVERY_SECONDS)  # nobody else will say it
     if end.details:
         say(end.details.rstrip())
     return 1

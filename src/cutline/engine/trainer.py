@@ -118,6 +118,11 @@ class Trainer:
         kept = {name: getattr(before, name) for name in ("step", "best", "best_step", "skipped", "split", "events")}
         self.at = Progress(stage=before.stage + 1, begun=before.step, **kept)
 
+    def count_anew(self) -> None:
+        """As if all epochs had had as many steps as they have since they were changed: schedules count in steps."""
+        done = self.at.epoch * self.steps_per_epoch + -(-self.at.batch // self.config.accumulate)
+        self.at.begun = self.at.step - done
+
     @property
     def total_steps(self) -> int:
         """Of this stage."""
@@ -309,7 +314,10 @@ class Trainer:
     def restore(self, saved: Checkpoint) -> None:
         weights.load(self.task.model, snapshot.tensors(saved, "model"))
         state = saved.state
+        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
         snapshot.unpack_optimizer(self.optimizer, snapshot.tensors(saved, "optimizer"), state["groups"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay  # as it is asked for now
         if state["scaler"]:  # of another precision there is none: it begins anew
             self.precision.scaler.load_state_dict(state["scaler"])
         if self.average:  # likewise

@@ -18,6 +18,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
+
 from cutline import console
 
 FOLDER = "CUTLINE_WATCH"
@@ -120,7 +122,9 @@ class Watch:
 
     def kill(self) -> None:
         """End all processes and what they have started, at once."""
-        for pid in self.pids().values():
+        starting = () if self.pids() else psutil.Process().children()  # and not come as far as to tell theirs
+        pids = [*self.pids().values(), *(child.pid for child in starting)]
+        for pid in pids:
             _send(-pid, signal.SIGKILL)  # each leads a group of its own
 
 

@@ -49,9 +49,11 @@ def named(model: Model) -> dict[str, Tensor]:
 
 def put(model: Model, tensors: Mapping[str, Tensor]) -> None:
     """Take these values, whichever of the model's they are; they may be of one that saw pictures of another size."""
-    live = named(model)
+    live, kept = named(model), model.state_dict().keys()
     with torch.no_grad():
         for name, value in tensors.items():
+            if name not in kept:  # such as a mask, which the model makes for its own size of pictures
+                continue
             of_regions = name.rpartition(".")[2] == "places"
             live[name].copy_(spread(value, len(live[name])) if of_regions else value)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -60,13 +61,16 @@ def build(
         raise DataError("there are no pictures to build features of")
     if batch < 1:
         raise DataError(f"a batch of {batch} pictures", expected="at least 1")
+    if out.name in ("", ".."):
+        raise ModelError(f"'{out}' cannot be a store", fix="name a folder that is not there yet")
     key = replace(key_of(encoder), precision=precision if precision != "auto" else "any")
     folder = out.with_name(f"{out.name}.building")
     with only_builder(out, folder):
         if not replace_old and (there := _already(out, key, samples, skip_bad)):
             say(f"{out} holds these features already", quiet=quiet)
+            shutil.rmtree(folder, ignore_errors=True)  # of whoever was ended just after it had made them
             return there
-        threads = threads or cpus.count()
+        threads = threads or _threads(folder, key, samples, backend, batch)
         draft, run = _draft(folder, key, samples, encoder, backend, batch, threads, quiet=quiet)
         claim(folder)
         bad = _fill(draft, run, samples, encoder.transform, quiet=quiet)
@@ -84,6 +88,8 @@ def open_or_build(samples: Sequence[Sample], encoder: Encoder, config: Config, *
     key = key_of(encoder)
     out = store_path(key, [sample.id for sample in samples])
     for path in sorted(out.parent.glob("*/index.json")) if out.parent.is_dir() else []:
+        if path.parent.suffix == ".building":
+            continue
         try:
             store = FeatureStore.open(path.parent)
             store.check(key)
@@ -188,6 +194,14 @@ def _draft(
         pooled=(len(samples), *pooled),
     )
     return Draft.begin(folder, plan), chosen
+
+
+def _threads(folder: Path, key: StoreKey, samples: Sequence[Sample], backend: str, batch: int) -> int:
+    """As many as there are cores; but those of what is begun here, which on another machine would be begun anew."""
+    begun = Plan.read(folder)
+    ids = digest([sample.id for sample in samples])
+    same = begun and _same(begun, key, ids, backend, batch, begun.threads)
+    return begun.threads if begun and same else cpus.count()
 
 
 def _same(plan: Plan, key: StoreKey, ids: str, backend: str, batch: int, threads: int) -> bool:

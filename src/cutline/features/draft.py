@@ -151,8 +151,7 @@ class Draft:
         left_out = {name: reason for entry in entries for name, reason in entry.bad.items()}
         kept = [row for row, sample in enumerate(samples) if sample.id not in left_out]
         self.close()
-        if left_out:
-            self._drop(kept)
+        ready = self._without_gaps(kept) if left_out else self.folder
         plan = self.plan
         index: dict[str, Any] = {
             "format": "cutline-features",
@@ -170,19 +169,20 @@ class Draft:
             "digest": "",
         }
         index["digest"] = digest(index)
-        write_text(self.folder / INDEX, json.dumps(index))
+        write_text(ready / INDEX, json.dumps(index))
         for name in (GRID, POOLED):
-            durable.sync(self.folder / name)
-        durable.sync(self.folder)
+            durable.sync(ready / name)
+        durable.sync(ready)
         old = out.with_name(f"{out.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if out.exists():
             out.rename(old)  # whoever has it mapped keeps what is mapped
-        self.folder.rename(out)
+        ready.rename(out)
         durable.sync(out.parent)
         for name in (PLAN, JOURNAL, OWNER):  # not before: what is there without them would be begun anew
             (out / name).unlink(missing_ok=True)
-        shutil.rmtree(old, ignore_errors=True)
+        for left in (old, self.folder):
+            shutil.rmtree(left, ignore_errors=True)
 
     def close(self) -> None:
         self._journal.close()
@@ -201,17 +201,19 @@ class Draft:
                 return False
         return True
 
-    def _drop(self, kept: Sequence[int]) -> None:
-        """Copy the rows of the pictures that could be read; the old file stays until the new one is whole."""
+    def _without_gaps(self, kept: Sequence[int]) -> Path:
+        """A copy with the rows of the pictures that could be read; the draft stays until that has taken its place."""
+        slim = self.folder / "slim"
+        shutil.rmtree(slim, ignore_errors=True)
+        slim.mkdir()
         for name, shape in ((GRID, self.plan.grid), (POOLED, self.plan.pooled)):
-            path, slim = self.folder / name, self.folder / f"{name}.slim"
-            _reserve(slim, (len(kept), *shape[1:]))
-            source, target = np.load(path, mmap_mode="r"), np.lib.format.open_memmap(slim, "r+")
+            _reserve(slim / name, (len(kept), *shape[1:]))
+            source, target = np.load(self.folder / name, mmap_mode="r"), np.lib.format.open_memmap(slim / name, "r+")
             for place in range(0, len(kept), 256):
                 target[place : place + 256] = source[kept[place : place + 256]]
             target.flush()
             del source, target
-            slim.replace(path)
+        return slim
 
 
 def stamp(path: Path) -> tuple[int, int, str]:

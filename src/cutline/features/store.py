@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cutline.console import progress
 from cutline.data.corpus import Sample
 from cutline.data.images import readable
 from cutline.errors import ModelError, require
@@ -123,14 +124,15 @@ class FeatureStore:
                 continue
         return found
 
-    def verify(self) -> list[tuple[int, str]]:
+    def verify(self, *, quiet: bool = True) -> list[tuple[int, str]]:
         """Row and id of every picture whose features are not those that were written."""
-        recorded = self.index["hashes"]
-        return [
-            (row, name)
-            for row, name in enumerate(self.ids)
-            if hash_row(self.grid[row], self.pooled[row]) != recorded[row]
-        ]
+        recorded, damaged = self.index["hashes"], []
+        with progress("features checked", len(self.ids), "pictures", quiet=quiet) as advance:
+            for row, name in enumerate(self.ids):
+                if hash_row(self.grid[row], self.pooled[row]) != recorded[row]:
+                    damaged.append((row, name))
+                advance()
+        return damaged
 
 
 def digest(value: Any) -> str:

@@ -73,6 +73,7 @@ class ConvEncoder(Encoder):
             parts.append(nn.Sequential(*blocks))
             width *= 2
         self.parts = nn.Sequential(*parts).to(memory_format=torch.channels_last)
+        self.last = nn.ReLU()
         self.channels = self.pooled_channels = width // 2
 
     def forward(self, pictures: Tensor) -> Features:
@@ -80,7 +81,7 @@ class ConvEncoder(Encoder):
         for part in self.parts:
             recompute = self.checkpointing and torch.is_grad_enabled()
             x = checkpoint(part, x, use_reentrant=False) if recompute else part(x)
-        grid = x.relu().flatten(2).mT
+        grid = self.last(x).flatten(2).mT
         return Features(grid, grid.mean(1))
 
     def stages(self) -> list[list[nn.Parameter]]:
@@ -95,6 +96,7 @@ class _Block(nn.Module):
 
     def __init__(self, before: int, after: int, stride: int, shape: ConvShape) -> None:
         super().__init__()
+        self.first = nn.ReLU()
         self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
         self.norm1 = _norm(after, shape.norm)
         self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
@@ -104,7 +106,7 @@ class _Block(nn.Module):
             self.past = nn.Identity() if before == after else _smaller(before, after, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.relu()
+        x = self.first(x)
         found: Tensor = self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
         return found if self.past is None else found + self.past(x)
 
