@@ -36,6 +36,8 @@ PARTS = {
 """What is verified, by kind; the model card, README.md, is anyone's to edit."""
 OPTIONAL = {"captions": ("consensus.npz",), "classes": ()}
 """What may be there beside it, verified just the same."""
+STARTER = "starter"
+"""What the captioner in the box is called, where nothing else has that name."""
 IN_RUN = ("bundle", "bundle-classes")
 """Where a run folder has its bundle; the second is for classes, of a run that has learned captions as well."""
 
@@ -97,6 +99,10 @@ def open_bundle(
 
     Of a run that has several, it is the one of this kind.
     """
+    if str(path) == STARTER and not Path(path).exists():
+        from cutline.starter import starter
+
+        path = starter()
     path = Path(path)
     if inside := [path / name for name in IN_RUN if (path / name / MANIFEST).is_file()]:  # a run folder
         path = next((each for each in inside if kind_of(each) == kind), inside[0]) if len(inside) > 1 else inside[0]

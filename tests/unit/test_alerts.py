@@ -303,3 +303,13 @@ def test_an_address_that_cannot_be_posted_to_is_refused_and_not_shown(tmp_path: 
 def test_a_command_that_cannot_be_run_is_refused(tmp_path: Path, line: str) -> None:
     with pytest.raises(ConfigError, match=r"health\.command"):
         alerts(tmp_path, command=line)
+
+
+def test_with_the_run_all_its_troubles_end(tmp_path: Path) -> None:
+    told = alerts(tmp_path)
+    told("loader", "slow", "more workers")
+    told("memory", "full", "less")
+    told("memory", "", "")
+    told.over()
+    told.close(PATIENT)
+    assert [entry["name"] for entry in entries(tmp_path, "alert_over")] == ["memory", "loader"]

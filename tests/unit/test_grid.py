@@ -204,6 +204,23 @@ def test_what_shares_a_run_that_failed_is_not_tried_again(tmp_path: Path, monkey
     assert failed == {"1-seed0": "it broke", "3-seed0": "it broke"}
 
 
+def test_a_search_that_needs_too_much_is_named_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def search(trial: grid.Trial, quiet: bool) -> dict[str, Any]:
+        raise RuntimeError("CUDA out of memory.\nTried to allocate")
+
+    monkeypatch.setattr(trials, "_learn", lambda trial, quiet: (0, ""))
+    monkeypatch.setattr(trials, "_search", search)
+    made, failed = planned(tmp_path, "search.beam=1,3"), dict[str, str]()
+    begun = made.trials[0].place / "20260101-000000-x"
+    begun.mkdir(parents=True)
+    for name in ("run.json", "config.toml"):
+        (begun / name).write_text("{}" * (name == "run.json"))
+    assert trials.do_all(made, failed, lambda: None, quiet=True) == 1
+    assert failed == {"3-seed0": "RuntimeError: CUDA out of memory."}
+
+
 # The folder ---------------------------------------------------------------------------------------------------------
 
 

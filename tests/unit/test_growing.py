@@ -13,7 +13,7 @@ from cutline import config as configuration
 from cutline.config import Config
 from cutline.engine import run
 from cutline.engine.batches import Batch
-from cutline.engine.estimate import dry_run
+from cutline.engine.estimate import Needs, dry_run
 from cutline.engine.loop import train
 from cutline.engine.schedule import grown
 from cutline.engine.sources import FeatureSource
@@ -85,6 +85,15 @@ def test_all_sizes_must_be_seen_for_pictures_to_grow(config: Config, capsys: pyt
 def test_captions_are_not_learned_from_pictures_that_grow(config: Config) -> None:
     with pytest.raises(ConfigError, match="looks at a grid of one size"):
         configuration.from_dict({"task": "captions"}, changed(config, pictures={"grow": 0.5}))
+
+
+def test_what_is_kept_of_each_so_many_steps_takes_its_room(config: Config) -> None:
+    plain, kept = (
+        Needs.of(run.prepare(changed(config, training={"epochs": 100, "keep_every": every}), quiet=True))
+        for every in (0, 50)
+    )
+    assert kept.memory == plain.memory
+    assert kept.disk > 3 * plain.disk  # of 500 steps eleven more than four
 
 
 def test_what_a_run_will_take_counts_small_pictures_as_quick(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import math
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from cutline.engine.batches import Batch
 from cutline.engine.loop import Loop, train
 from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
-from cutline.engine.trainer import Progress, Trainer
+from cutline.engine.trainer import Meter, Progress, Trainer
 from cutline.errors import ConfigError, DataError, ModelError
 from cutline.models.attention import coverage_penalty
 
@@ -351,6 +352,35 @@ def test_a_stage_goes_back_to_its_own_checkpoint(config: Config, monkeypatch: py
     ended = train(later, quiet=True)
     assert (ended.stage, ended.epoch, ended.setbacks) == (1, 2, 1)
     assert ended.step == at.step + 2 * later.steps_per_epoch
+
+
+def test_a_best_that_is_forgotten_is_the_best_no_longer(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Better weights came while the trouble began: the old best went for them, and they go as the run goes back."""
+    trainer = trainer_of(config, epochs=4, bad_steps=1, keep=1)
+    train(trainer, quiet=True)
+    loop = Loop(trainer, lambda *_: None, quiet=True)
+    trainer.at.best, trainer.at.best_step, trainer.at.trouble = 99.0, 1, 0
+    loop._save()
+    trainer.at.step, trainer.at.trouble = trainer.at.step + 1, 20
+    loop._go_back()
+    loop.close()
+    assert (trainer.at.best, trainer.at.best_step) == (-math.inf, -1)
+
+
+def test_a_loader_that_has_not_answered_yet_is_seen_to_be_slow() -> None:
+    meter = Meter()
+    meter.since -= 10.0
+    meter.waiting = meter.since + 2.0  # and still
+    assert meter.read()["loader_wait_share"] == pytest.approx(0.8, abs=0.02)
+    meter.since -= 10.0
+    meter.waiting -= 10.0
+    assert meter.read()["loader_wait_share"] == 1.0
+
+
+def test_a_run_that_learns_both_chooses_its_search_by_what_captions_score() -> None:
+    score = SimpleNamespace(cider=60.0, bleu=(70.0, 50.0, 35.0, 25.0))
+    told = Validation({"en": score}, {})  # type: ignore[dict-item]
+    assert [told.metric(name) for name in ("cider", "bleu4", "accuracy")] == [60.0, 25.0, 60.0]
 
 
 def _made_nan(told: tuple[torch.Tensor, float], bad: bool) -> tuple[torch.Tensor, float]:

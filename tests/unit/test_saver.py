@@ -286,3 +286,23 @@ def test_a_run_that_goes_on_knows_its_best(build: Build, monkeypatch: pytest.Mon
     save(again, 4, best=4)  # better still: nobody needs the other any more
     again.must_have(4)
     assert saved_steps(again) == [4]
+
+
+def test_what_a_run_may_go_back_to_outlives_the_trouble(build: Build) -> None:
+    """Also with one kept: those that were saved after steps that were no numbers are none to go back to."""
+    saver = build(keep=1)
+
+    def with_trouble(trouble: int, step: int) -> None:
+        state = {"progress": {"trouble": trouble, "best_step": -1}}
+        saver.save(Moment(step, -1, state), {"model": {"w": torch.ones(5)}}, lambda: None)
+        saver.must_have(step)
+
+    for step, trouble in ((1, 0), (2, 0), (3, 30), (4, 50)):
+        with_trouble(trouble, step)
+    assert saved_steps(saver) == [4, 2]
+    saver = build(keep=1)  # of another process
+    saver.start_at(saver.checkpoints.latest())
+    with_trouble(20, 5)
+    assert saved_steps(saver) == [5, 2]
+    with_trouble(0, 6)
+    assert saved_steps(saver) == [6]

@@ -34,6 +34,16 @@ def test_it_is_loaded_where_none_is_named(captioner: Captioner) -> None:
     assert found.path == captioner.path
 
 
+def test_it_has_a_name_where_nothing_else_has_it(
+    captioner: Captioner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load("starter").path == captioner.path
+    (tmp_path / "starter").mkdir()
+    with pytest.raises(ModelError, match="starter"):
+        load("starter")
+
+
 def test_it_captions_a_photograph_in_each_language(captioner: Captioner) -> None:
     with as_file(files("sklearn.datasets.images") / "flower.jpg") as picture:
         said = {lang: captioner.caption(picture, lang=lang)[0].text for lang in captioner.languages}

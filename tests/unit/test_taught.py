@@ -14,7 +14,7 @@ import torch
 
 from cutline import config as configuration
 from cutline.cli import work
-from cutline.cli.train import FLAGS, resolve
+from cutline.cli.train import FLAGS, resolve, settle
 from cutline.config import Config
 from cutline.engine import folder, run, taught
 from cutline.engine.checkpoint import Checkpoints
@@ -86,6 +86,14 @@ def test_what_the_pupil_has_learned_needs_no_teacher(classes: Config, teacher: P
     shutil.rmtree(copy)
     given, learned = tensors(run.load_captioner(place)[0]), tensors(run.load_classifier(teacher)[0])
     assert all(torch.equal(given[name], learned[name]) for name in given)
+
+
+def test_a_link_that_the_run_itself_would_move_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "latest").symlink_to("teacher")
+    with pytest.raises(ConfigError, match="latest is a link, which the run that begins may move") as refused:
+        settle(SimpleNamespace(preset="", config=None, gpus="", weights=str(tmp_path / "latest")))
+    assert refused.value.fix.endswith("teacher")
 
 
 @pytest.mark.parametrize("part", ["nothing", "all"])

@@ -21,7 +21,8 @@ class Caption:
     pictures: tyro.conf.Positional[tuple[str, ...]]
     """Pictures, folders, globs, or - for paths on standard input (or one picture's bytes)."""
     model: Path | None = None
-    """A bundle or a run (default: $CUTLINE_MODEL, else the newest under ./runs and ./demo, else the one in the box)."""
+    """A bundle or a run, or "starter" for the one in the box (default: $CUTLINE_MODEL, else the newest under ./runs and
+    ./demo, else the one in the box)."""
     format: Literal["text", "json", "jsonl", "csv"] = "text"
     """How to write the captions."""
     out: Path | None = None

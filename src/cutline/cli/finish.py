@@ -37,7 +37,7 @@ def export(
     force: bool = False,
 ) -> Any:
     """The run's best captioner as a bundle at `out`; returns the captioner in torch that it must equal."""
-    from cutline.engine import agree
+    from cutline.engine import agree, folder
     from cutline.engine.run import load_captioner
     from cutline.export import export_bundle
 
@@ -47,6 +47,8 @@ def export(
         say("without the consensus, which goes with the run's best weights")
     elif config.search.consensus:
         consensus = agree.load(run) or _consensus(run, captioner, words, config)
+    if config.search.consensus and not consensus:  # what was chosen was chosen for one
+        config = replace(config, search=replace(folder.settings(run).search, consensus=0.0))
     export_bundle(
         captioner, words, captioner.encoder.transform, config.search, out, card(run, config, about, step),
         consensus=consensus, weights=weights, one_file=one_file, force=force,

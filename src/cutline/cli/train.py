@@ -142,6 +142,12 @@ def settle(given: Any, base: Config | None = None) -> Config:
     from cutline.presets import PRESETS
 
     base = base or PRESETS[choose(given.preset or "frozen", PRESETS, "preset")]()
+    weights = Path(getattr(given, "weights", None) or "")
+    if weights.is_symlink() and weights.is_dir():
+        raise ConfigError(
+            f"--weights {weights} is a link, which the run that begins may move",
+            fix=f"--weights {os.path.relpath(weights.resolve())}",
+        )
     config = configuration.load(given.config, base) if given.config else base
     tables: dict[str, Any] = {}
     for flag, setting in FLAGS.items():

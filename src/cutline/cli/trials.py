@@ -128,6 +128,9 @@ def _do(trial: Trial, quiet: bool, failed: dict[str, str]) -> int:
         except CutlineError as error:
             failed[trial.name] = error.what
             return 2
+        except (RuntimeError, MemoryError, OSError) as error:  # of memory or disk, and only this search's
+            failed[trial.name] = f"{type(error).__name__}: {error}".splitlines()[0]
+            return 1
     return code
 
 

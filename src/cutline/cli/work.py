@@ -106,10 +106,13 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
             fix="put them back; or --new for a new run",
         )
     at, corpus, peak = None, None, 0
-    for stage in range(first, stages):
-        at, corpus, config = _learn_stage(given, config, ranks, path, stage, at, begun and stage == first)
-        gc.collect()  # the stage's model and optimizer, that the next one may have their memory
-        peak = max(peak, machine.peak_memory() or 0)
+    with contextlib.closing(Alerts(path, config.health, Journal(path))) as alerts:
+        for stage in range(first, stages):
+            at, corpus, config = _learn_stage(given, config, ranks, path, stage, at, begun and stage == first, alerts)
+            gc.collect()  # the stage's model and optimizer, that the next one may have their memory
+            peak = max(peak, machine.peak_memory() or 0)
+        if ranks.first:
+            alerts.over()
     if ranks.first:
         assert at
         assert corpus
@@ -150,7 +153,14 @@ def _finish(config: Config, corpus: Corpus, path: Path, quiet: bool) -> list[Map
 
 
 def _learn_stage(
-    given: Any, config: Config, ranks: Ranks, path: Path, stage: int, before: Progress | None, resuming: bool
+    given: Any,
+    config: Config,
+    ranks: Ranks,
+    path: Path,
+    stage: int,
+    before: Progress | None,
+    resuming: bool,
+    alerts: Alerts,
 ) -> tuple[Progress, Corpus, Config]:
     """A stage to its end: from where it was stopped, from the best weights of those before it, or from the start."""
     quiet = given.quiet or not ranks.first
@@ -162,7 +172,7 @@ def _learn_stage(
         resume(trainer, allow_changes=given.allow_changes, quiet=quiet)
     trainer.at.split = max(trainer.at.split, int(os.environ.get(SPLIT, "1")))
     ranks.share(list(prepared.model.state_dict().values()))
-    _learn(given, trainer, quiet)
+    _learn(given, trainer, quiet, alerts)
     return trainer.at, prepared.corpus, prepared.config
 
 
@@ -200,16 +210,15 @@ def _prepared_in_turn(
     return prepared or prepare()
 
 
-def _learn(given: Any, trainer: Trainer, quiet: bool) -> None:
+def _learn(given: Any, trainer: Trainer, quiet: bool, alerts: Alerts) -> None:
     """The loop, with someone to look after the machine beside it."""
     machine.forget_peak_memory()  # making features may have taken more than learning from them does
     health, journal = trainer.task.config.health, Journal(trainer.run)
     sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard and trainer.ranks.first else []
-    with contextlib.closing(Alerts(trainer.run, health, journal)) as alerts:
-        loop = Loop(trainer, alerts, *sinks, quiet=quiet)
-        figures = partial(_figures, loop)
-        with Health(trainer.run, health, journal, alerts, figures) if trainer.ranks.first else nullcontext():
-            loop.train()
+    loop = Loop(trainer, alerts, *sinks, quiet=quiet)
+    figures = partial(_figures, loop)
+    with Health(trainer.run, health, journal, alerts, figures) if trainer.ranks.first else nullcontext():
+        loop.train()
 
 
 def _figures(loop: Loop) -> dict[str, float]:

@@ -66,6 +66,11 @@ class Alerts:
                 self.journal.write("alert_over", name=name)
                 self._tell(name, "over", "", "")
 
+    def over(self) -> None:
+        """The run has ended: nothing that was is trouble any more."""
+        for name in sorted(self._open):
+            self(name, "", "")
+
     def close(self, timeout: float = 5.0) -> None:
         """Wait for what is still on its way, but no longer than this."""
         until = time.monotonic() + timeout

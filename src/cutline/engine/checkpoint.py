@@ -152,12 +152,15 @@ class Checkpoints:
         newest = self.latest()
         return self.of_step(newest.state["progress"]["best_step"]) or newest
 
-    def retain(self, newest: Checkpoint, keep: int, every: int, best: int) -> list[Path]:
-        """Remove all but the `keep` newest, the best and the first of each `every` steps; the newest must verify."""
+    def retain(self, newest: Checkpoint, keep: int, every: int, best: int, sound: int = -1) -> list[Path]:
+        """Remove all but the `keep` newest, the best, the last sound one and the first of each `every` steps.
+
+        The newest must verify.
+        """
         if why := self.problem(newest.path):
             raise OSError(f"{newest.path} was just written and is already damaged: {why}")
         there = self.candidates()
-        staying = {newest.path, *there[: max(keep, 1)], *self._of_step(best)[:1], *self.first_of_each(every)}
+        staying = {newest.path, *there[: max(keep, 1)], *self._of_steps(best, sound), *self.first_of_each(every)}
         return self._remove([path for path in there if path not in staying])
 
     def first_of_each(self, every: int) -> list[Path]:
@@ -167,12 +170,12 @@ class Checkpoints:
             first[_place(path)[0] // every] = path
         return list(first.values())
 
-    def thin(self, best: int) -> list[Path]:
-        """Remove all but the newest that verifies and the best: what is promised when the disk is full."""
+    def thin(self, best: int, sound: int = -1) -> list[Path]:
+        """Remove all but the newest that verifies, the best and the sound: what is promised when the disk is full."""
         newest = next(self.verified(), None)
         if newest is None:
             return []
-        staying = {newest.path, *self._of_step(best)[:1]}
+        staying = {newest.path, *self._of_steps(best, sound)}
         return self._remove([path for path in self.candidates() if path not in staying])
 
     def forget_after(self, kept: Checkpoint) -> list[Path]:
@@ -233,6 +236,10 @@ class Checkpoints:
 
     def _of_step(self, step: int) -> list[Path]:
         return [path for path in self.candidates() if _place(path)[0] == step]
+
+    def _of_steps(self, *steps: int) -> list[Path]:
+        """The newest of each."""
+        return [path for step in steps for path in self._of_step(step)[:1]]
 
     def _remove(self, paths: list[Path]) -> list[Path]:
         """Out of sight first, and for good: neither half there nor, after a power loss, there again."""

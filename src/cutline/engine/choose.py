@@ -74,6 +74,8 @@ def choose_search(
         wide = replace(settings, num=settings.beam)
         found = _find(model, words, replace(config, search=wide), encoded, consensus, lambda: advance(0))
         for weight in WEIGHTS if consensus and settings.beam > 1 else (settings.consensus,):
+            if settings.method == "diverse" and not weight:
+                continue  # without a consensus the first group's best is taken, and not the best of all
             each = replace(settings, consensus=weight)
             tries.append(_try(words, each, wide, found, encoded.samples, config.metric))
             best = max(best, (tries[-1].metric, each), key=lambda pair: pair[0])
@@ -97,7 +99,11 @@ def choose_search(
             advance(1, note=f"penalty {penalty:g}: {found:.1f}")
     model.cpu()
     chosen = best[1]
-    told = {"chosen": asdict(chosen), "by": config.metric, "tried": [asdict(each) for each in tries]}
+    told = {
+        "chosen": asdict(chosen),
+        "by": "bleu4" if config.metric == "bleu4" else "cider",
+        "tried": [asdict(each) for each in tries],
+    }
     durable.put(run / FILE, json.dumps(told, indent=1).encode())
     return chosen
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -59,13 +59,14 @@ def dry_run(config: Config, *, quiet: bool = False) -> Estimate:
         ) from None
     first, free = stages[0], shutil.disk_usage(_existing(Path(config.output))).free
     needs = Needs(max(each.needs.disk for each in stages), max(each.needs.memory for each in stages))
-    needs = replace(needs, disk=needs.disk + sum(each.stored for each in stages))
+    stored = max(each.stored for each in stages)
+    features = f"; {stored / 1e9:.2f} GB of features in the cache, where they are not there" if stored else ""
     lines = [f"data       {first.data}", f"model      {first.model}"]
     for number, each in enumerate(stages, 1):
         lines.append(f"steps      {f'stage {number}: ' if len(stages) > 1 else ''}{each.steps}")
     lines += [
         f"memory     {stages[-1].memory}",
-        f"disk       {needs.disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB free",
+        f"disk       {needs.disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB free{features}",
     ]
     seconds = sum(each.seconds for each in stages)
     lines.append(f"time       {duration(seconds)}: " + "; ".join(each.time for each in stages))
@@ -174,10 +175,13 @@ class Needs:
         learned = sum(v.numel() * v.element_size() for v in weights.learned(prepared.model).values())
         frozen = sum(v.numel() * v.element_size() for v in prepared.model.encoder.state_dict().values())
         saved = learned * (4 if training.ema else 3)  # weights, the two moments of Adam, the average
+        stages = [prepared.config.stage(number).training for number in range(max(1, len(prepared.config.stages)))]
+        steps = sum(-(-prepared.batches.count // (each.batch * each.accumulate)) * each.epochs for each in stages)
+        asked = steps // training.keep_every + 1 if training.keep_every and not training.minutes else 0
         # On disk the newest ones, the best, and the one that is being written; the encoder is in the bundle as well.
         # In memory the state itself, its gradients, and the copy that is saved from; on a GPU only that copy.
         copies = saved if prepared.device.torch.type == "cuda" else 2 * saved + learned
-        return cls(saved * (max(training.keep, 1) + 2) + 2 * frozen, copies)
+        return cls(saved * (max(training.keep, 1) + 2 + asked) + 2 * frozen, copies)
 
     def check(self, place: Path) -> None:
         """Refuse to begin what could not be brought to its end."""

@@ -216,6 +216,8 @@ class Loop:
         left, setbacks = at.step, at.setbacks + 1
         trainer.restore(found)
         adapt(trainer, found)
+        if not self.checkpoints.has(trainer.at.best_step):  # better ones had come and are forgotten now
+            trainer.at.best, trainer.at.best_step = -math.inf, -1
         trainer.ranks.gather(None)  # or the first may save anew, and remove this one while others read it
         trainer.at.setbacks = setbacks
         if self.events:

@@ -146,7 +146,7 @@ def _pictures(config: Config, corpus: Corpus, languages: Sequence[str]) -> tuple
             raise DataError(
                 f"{corpus.source} has {to_learn} {what} pictures to learn from and {to_judge} to validate on",
                 expected="at least one of each",
-                fix="cutline data inspect shows what is there; --divide anew leaves the splits that the data gives",
+                fix="cutline data inspect shows what is there; --divide anew ignores the splits that the data gives",
             )
     return learn, judge
 

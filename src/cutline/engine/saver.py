@@ -50,12 +50,18 @@ class Saver:
         self._pending: Future[None] | None = None
         self._best = -1
         """The step of the best weights that were on the disk last."""
+        self._sound = -1
+        """The step of the newest on the disk from before any trouble: what a run goes back to."""
         self._unsaved: tuple[Moment, Mapping[str, Any], Callable[[], None], float] | None = None
         """A save of the best weights that failed: they are in the buffer, and nowhere else."""
 
     def start_at(self, newest: Checkpoint | None) -> None:
         self.newest, self._step = newest, newest.step if newest else 0
         self._best = newest.state.get("progress", {}).get("best_step", -1) if newest else -1
+        sound = newest
+        if newest and _troubled(newest.state):
+            sound = next((saved for saved in self.checkpoints.verified() if not _troubled(saved.state)), None)
+        self._sound = sound.step if sound else -1
 
     def due(self, step: int) -> bool:
         """Whether to save at this step. Never while a save is under way: a slow disk must not hold up training."""
@@ -116,11 +122,13 @@ class Saver:
             try:
                 saved = self.checkpoints.write(moment.step, files)
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self.checkpoints.thin(self._best_there(moment)):
+                if error.errno != errno.ENOSPC or not self.checkpoints.thin(self._best_there(moment), self._sound):
                     raise
                 saved = self.checkpoints.write(moment.step, files)  # with what that has freed
             config = self.config
-            gone = self.checkpoints.retain(saved, config.keep, config.keep_every, self._best_there(moment))
+            if not _troubled(moment.state):
+                self._sound = moment.step
+            gone = self.checkpoints.retain(saved, config.keep, config.keep_every, self._best_there(moment), self._sound)
         except OSError as error:
             if moment.step == moment.best_step:
                 self._unsaved = moment, files, sync_log, blocked
@@ -144,14 +152,19 @@ class Saver:
         return self._best
 
     def _make_room(self, size: int, best: int) -> None:
-        """Where the disk is nearly full, remove what is beyond the promise first: the newest and the best stay."""
+        """Where the disk is nearly full, remove what is beyond the promise first: newest, best and sound stay."""
         if _free(self.checkpoints.folder) < size + SPARE_BYTES:
-            gone = self.checkpoints.thin(best)
+            gone = self.checkpoints.thin(best, self._sound)
             if gone:
                 self.journal.write("made_room", removed=[path.name for path in gone])
             free = _free(self.checkpoints.folder)
             if free < size:
                 raise OSError(errno.ENOSPC, f"a checkpoint takes {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
+
+
+def _troubled(state: Mapping[str, Any]) -> bool:
+    """Whether it is from after steps that were no numbers."""
+    return bool(state.get("progress", {}).get("trouble"))
 
 
 def _free(folder: Path) -> int:

@@ -89,7 +89,7 @@ class Validation:
 
     def metric(self, name: str) -> float:
         """The score that picks the best weights: the mean over the languages."""
-        values = [s.cider if name == "cider" else s.bleu[3] for s in self.scores.values()]
+        values = [s.bleu[3] if name == "bleu4" else s.cider for s in self.scores.values()]
         return float(np.mean(values))
 
     def to_dict(self) -> dict[str, float]:

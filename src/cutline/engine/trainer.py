@@ -69,12 +69,15 @@ class Meter:
     steps: int = 0
     waited: float = 0.0
     since: float = field(default_factory=time.monotonic)
+    waiting: float = math.inf
+    """Since when pictures are waited for; a slow loader is to be seen before it has answered."""
 
     def read(self) -> dict[str, float]:
         """Speed, and the share of the time spent waiting for pictures, since this was last asked."""
         now = time.monotonic()
         took = max(now - self.since, 1e-9)
-        figures = {"steps_per_second": self.steps / took, "loader_wait_share": min(self.waited / took, 1.0)}
+        waited = self.waited + max(0.0, now - max(self.waiting, self.since))
+        figures = {"steps_per_second": self.steps / took, "loader_wait_share": min(waited / took, 1.0)}
         self.steps, self.waited, self.since = 0, 0.0, now
         return figures
 
@@ -263,10 +266,11 @@ class Trainer:
         """What is left of the epoch, in groups of batches that make a step."""
         batches = self.batches.iterate(self.at.epoch, self.at.batch, self.workers)
         while True:
-            started = time.monotonic()
+            started = self.meter.waiting = time.monotonic()
             group = list(islice(batches, self.config.accumulate))
-            waited = time.monotonic() - started
-            self.meter.waited += waited
+            ended, self.meter.waiting = time.monotonic(), math.inf
+            waited = ended - started
+            self.meter.waited += ended - max(started, self.meter.since)
             if not group:
                 return
             self.unnoted += waited
