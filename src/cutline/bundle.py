@@ -11,6 +11,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -99,7 +100,7 @@ def open_bundle(
 
     Of a run that has several, it is the one of this kind.
     """
-    if str(path) == STARTER and not Path(path).exists():
+    if str(path) == STARTER and not os.path.lexists(path):
         from cutline.starter import starter
 
         path = starter()

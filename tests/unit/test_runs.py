@@ -421,3 +421,11 @@ def test_where_nothing_verifies_nothing_goes(writer: Writer) -> None:
     for step in (1, 2, 3):
         damage(writer.save(step))
     assert removed(writer.path) == set()
+
+
+def test_what_a_run_in_trouble_may_go_back_to_is_not_removed(writer: Writer) -> None:
+    for step, trouble in ((1, 0), (2, 0), (3, 10), (4, 20)):
+        state = json.dumps({"progress": {"best_step": -1, "trouble": trouble}}).encode()
+        writer.checkpoints.write(step, {"model.safetensors": b"weights", "state.json": state})
+    gone = tidy.removable(Run(writer.path))
+    assert sorted(each.path.name for each in gone) == ["step-00000001", "step-00000003"]

@@ -306,3 +306,18 @@ def test_what_a_run_may_go_back_to_outlives_the_trouble(build: Build) -> None:
     assert saved_steps(saver) == [5, 2]
     with_trouble(0, 6)
     assert saved_steps(saver) == [6]
+
+
+def test_on_a_nearly_full_disk_it_goes_for_a_new_one(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is as good to go back to; or nothing could be saved any more."""
+    saver, room = build(keep=1), [3]
+
+    def free(folder: Path) -> int:
+        return 10**9 * (room[0] - len(saver.checkpoints.candidates()))
+
+    monkeypatch.setattr("cutline.engine.saver._free", free)
+    for step, best, trouble in ((1, 1, 0), (2, 1, 0), (3, 1, 30), (4, 1, 0)):
+        state = {"progress": {"trouble": trouble, "best_step": best}}
+        saver.save(Moment(step, best, state), {"model": {"w": torch.ones(5)}}, lambda: None)
+        saver.must_have(step)
+    assert saved_steps(saver) == [4, 1]

@@ -138,12 +138,12 @@ def resolve(given: Any) -> Config:
 
 def settle(given: Any, base: Config | None = None) -> Config:
     """The base, or else the preset; then what the config file says, then the flags."""
-    from cutline.engine import taught
+    from cutline.engine import folder, taught
     from cutline.presets import PRESETS
 
     base = base or PRESETS[choose(given.preset or "frozen", PRESETS, "preset")]()
     weights = Path(getattr(given, "weights", None) or "")
-    if weights.is_symlink() and weights.is_dir():
+    if weights.name == folder.LATEST and weights.is_symlink() and weights.is_dir():
         raise ConfigError(
             f"--weights {weights} is a link, which the run that begins may move",
             fix=f"--weights {os.path.relpath(weights.resolve())}",

@@ -130,7 +130,11 @@ def _do(trial: Trial, quiet: bool, failed: dict[str, str]) -> int:
             return 2
         except (RuntimeError, MemoryError, OSError) as error:  # of memory or disk, and only this search's
             failed[trial.name] = f"{type(error).__name__}: {error}".splitlines()[0]
-            return 1
+            code = 1
+        if code:  # not above: the error holds the model, and the next run is another process's
+            from cutline.engine.runtime import free_memory
+
+            free_memory()
     return code
 
 

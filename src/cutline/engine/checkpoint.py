@@ -255,6 +255,11 @@ class Checkpoints:
         return paths
 
 
+def troubled(state: Mapping[str, Any]) -> bool:
+    """Whether a state is from after steps that were no numbers: none to go back to."""
+    return bool(state.get("progress", {}).get("trouble"))
+
+
 def _place(path: Path) -> tuple[int, int]:
     """Which step, and which of its checkpoints."""
     match = _NAME.fullmatch(path.name)

@@ -177,11 +177,15 @@ class Needs:
         saved = learned * (4 if training.ema else 3)  # weights, the two moments of Adam, the average
         stages = [prepared.config.stage(number).training for number in range(max(1, len(prepared.config.stages)))]
         steps = sum(-(-prepared.batches.count // (each.batch * each.accumulate)) * each.epochs for each in stages)
-        asked = steps // training.keep_every + 1 if training.keep_every and not training.minutes else 0
-        # On disk the newest ones, the best, and the one that is being written; the encoder is in the bundle as well.
+        # Of each so many steps only what is saved is kept: each epoch's end surely, and by the clock nobody knows.
+        asked = min(steps // training.keep_every + 1, sum(each.epochs for each in stages)) if training.keep_every else 0
+        if any(each.minutes for each in stages):
+            asked = 0
+        # On disk the newest ones, the best, one to go back to, and the one that is being written; the encoder is in the
+        # bundle as well.
         # In memory the state itself, its gradients, and the copy that is saved from; on a GPU only that copy.
         copies = saved if prepared.device.torch.type == "cuda" else 2 * saved + learned
-        return cls(saved * (max(training.keep, 1) + 2 + asked) + 2 * frozen, copies)
+        return cls(saved * (max(training.keep, 1) + 3 + asked) + 2 * frozen, copies)
 
     def check(self, place: Path) -> None:
         """Refuse to begin what could not be brought to its end."""

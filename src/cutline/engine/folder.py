@@ -21,6 +21,8 @@ from cutline.engine import journal
 from cutline.errors import ConfigError, CutlineError
 
 ABOUT = "run.json"
+LATEST = "latest"
+"""The link to the newest run of a folder."""
 LOCK = "lock"
 WORKERS_LOCK = "worker.lock"
 
@@ -63,7 +65,7 @@ def identity(run: Path) -> str:
 
 def point_to(run: Path) -> None:
     """Let `latest` name the newest run, where the file system has links and the name is not something else's."""
-    link = run.parent / "latest"
+    link = run.parent / LATEST
     draft = link.with_name(f".{run.name}.link")
     with contextlib.suppress(OSError):
         if link.is_symlink() or not link.exists():

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from cutline.console import Advance, progress, say
 from cutline.engine.batches import Batch
-from cutline.engine.checkpoint import Checkpoint
+from cutline.engine.checkpoint import Checkpoint, troubled
 from cutline.engine.events import Events, Sink
 from cutline.engine.journal import Journal
 from cutline.engine.resume import adapt
@@ -216,7 +216,8 @@ class Loop:
         left, setbacks = at.step, at.setbacks + 1
         trainer.restore(found)
         adapt(trainer, found)
-        if not self.checkpoints.has(trainer.at.best_step):  # better ones had come and are forgotten now
+        if not trainer.ranks.told(self.checkpoints.has(trainer.at.best_step)):
+            # Better ones had come, for which it went, and they are forgotten now.
             trainer.at.best, trainer.at.best_step = -math.inf, -1
         trainer.ranks.gather(None)  # or the first may save anew, and remove this one while others read it
         trainer.at.setbacks = setbacks
@@ -232,7 +233,7 @@ class Loop:
         """The last one of this stage before the trouble began: another stage's is of other settings, and ends there."""
         self.saver.wait()
         own = (saved for saved in self.checkpoints.verified() if saved.stage == self.trainer.at.stage)
-        return next((saved for saved in own if not saved.state["progress"]["trouble"]), None)
+        return next((saved for saved in own if not troubled(saved.state)), None)
 
     def _beginning(self) -> str:
         stage = self.trainer.at.stage

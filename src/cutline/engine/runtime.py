@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import shutil
 import sys
 from contextlib import AbstractContextManager
@@ -131,6 +132,12 @@ def reseed(seed: int, step: int, rank: int = 0) -> None:
     Dropout after a resume is then what it would have been without one, whatever was drawn in between.
     """
     torch.manual_seed((seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) % 2**63)
+
+
+def free_memory() -> None:
+    """Give back what nothing holds any more, so that others may have it."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing where there is no GPU
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cutline.config import TrainingConfig
-from cutline.engine.checkpoint import Checkpoint, Checkpoints
+from cutline.engine.checkpoint import Checkpoint, Checkpoints, troubled
 from cutline.engine.journal import Journal
 from cutline.engine.snapshot import Snapshot, Tensors
 from cutline.errors import CutlineError
@@ -59,8 +59,8 @@ class Saver:
         self.newest, self._step = newest, newest.step if newest else 0
         self._best = newest.state.get("progress", {}).get("best_step", -1) if newest else -1
         sound = newest
-        if newest and _troubled(newest.state):
-            sound = next((saved for saved in self.checkpoints.verified() if not _troubled(saved.state)), None)
+        if newest and troubled(newest.state):
+            sound = next((saved for saved in self.checkpoints.verified() if not troubled(saved.state)), None)
         self._sound = sound.step if sound else -1
 
     def due(self, step: int) -> bool:
@@ -117,18 +117,19 @@ class Saver:
         started = time.perf_counter()
         size = sum(memoryview(data).nbytes for data in files.values())
         try:
-            self._make_room(size, self._best_there(moment))
+            needed = self._best_there(moment), self._sound if troubled(moment.state) else -1
+            self._make_room(size, *needed)
             sync_log()
             try:
                 saved = self.checkpoints.write(moment.step, files)
             except OSError as error:
-                if error.errno != errno.ENOSPC or not self.checkpoints.thin(self._best_there(moment), self._sound):
+                if error.errno != errno.ENOSPC or not self.checkpoints.thin(*needed):
                     raise
                 saved = self.checkpoints.write(moment.step, files)  # with what that has freed
             config = self.config
-            if not _troubled(moment.state):
-                self._sound = moment.step
-            gone = self.checkpoints.retain(saved, config.keep, config.keep_every, self._best_there(moment), self._sound)
+            sound = self._sound if troubled(moment.state) else moment.step
+            gone = self.checkpoints.retain(saved, config.keep, config.keep_every, self._best_there(moment), sound)
+            self._sound = sound
         except OSError as error:
             if moment.step == moment.best_step:
                 self._unsaved = moment, files, sync_log, blocked
@@ -151,20 +152,15 @@ class Saver:
             self._best = moment.best_step
         return self._best
 
-    def _make_room(self, size: int, best: int) -> None:
+    def _make_room(self, size: int, best: int, sound: int) -> None:
         """Where the disk is nearly full, remove what is beyond the promise first: newest, best and sound stay."""
         if _free(self.checkpoints.folder) < size + SPARE_BYTES:
-            gone = self.checkpoints.thin(best, self._sound)
+            gone = self.checkpoints.thin(best, sound)
             if gone:
                 self.journal.write("made_room", removed=[path.name for path in gone])
             free = _free(self.checkpoints.folder)
             if free < size:
                 raise OSError(errno.ENOSPC, f"a checkpoint takes {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
-
-
-def _troubled(state: Mapping[str, Any]) -> bool:
-    """Whether it is from after steps that were no numbers."""
-    return bool(state.get("progress", {}).get("trouble"))
 
 
 def _free(folder: Path) -> int:

@@ -7,11 +7,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from cutline.engine import folder
-from cutline.engine.checkpoint import Checkpoint, Checkpoints, unsealed
+from cutline.engine.checkpoint import Checkpoint, Checkpoints, troubled, unsealed
 from cutline.engine.runs import Run, size_of, step_of
 from cutline.errors import CutlineError
 
@@ -64,18 +65,20 @@ class Removal:
 def removable(run: Run) -> list[Removal]:
     """What can go from a run that nobody works on: what stays has been read whole first.
 
-    The newest checkpoint that verifies and the best stay; of a finished run that has its bundle, the best alone. So
-    does what `training.keep_every` was asked to keep. Where no checkpoint verifies, all stay: something may still be
-    got out of them by hand.
+    The newest checkpoint that verifies stays, with the best and the last from before any trouble that the run is in; of
+    a finished run that has its bundle, the best alone. So does what `training.keep_every` was asked to keep. Where no
+    checkpoint verifies, all stay: something may still be got out of them by hand.
     """
     checkpoints = run.checkpoints()
     gone = dict.fromkeys(checkpoints.leftovers(), "left over from a save or removal that was cut short")
     gone |= {path: f"set aside: {_reason(path)}" for path in checkpoints.set_aside()}
-    newest = next(checkpoints.verified(), None)
+    whole = checkpoints.verified()
+    newest = next(whole, None)
     if newest:
         best = _best(checkpoints, newest) or newest.path
+        sound = next((saved.path for saved in chain([newest], whole) if not troubled(saved.state)), newest.path)
         done = run.state == "finished" and (run.path / "bundle" / "bundle.json").exists()
-        staying = [best] if done else [*dict.fromkeys((newest.path, best))]
+        staying = [best] if done else [*dict.fromkeys((newest.path, best, sound))]
         asked = {*staying, *checkpoints.first_of_each(run.keep_every)}
         why = f"not needed beside {' and '.join(path.name for path in staying)}"
         gone |= {path: why for path in checkpoints.candidates() if path not in asked}

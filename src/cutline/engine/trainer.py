@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +19,7 @@ from cutline.engine.average import Average
 from cutline.engine.batches import Batch, Batches
 from cutline.engine.checkpoint import Checkpoint, Checkpoints
 from cutline.engine.ranks import ALONE, Ranks
-from cutline.engine.runtime import Precision, out_of_memory, readers, reseed
+from cutline.engine.runtime import Precision, free_memory, out_of_memory, readers, reseed
 from cutline.engine.saver import Moment
 from cutline.engine.schedule import grown, rate_factor, share
 from cutline.engine.task import Task, Validated
@@ -226,9 +225,7 @@ class Trainer:
             self.at.split *= 2
             self._forget(before)
             self.optimizer.zero_grad(set_to_none=True)
-            gc.collect()
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
+            free_memory()
 
     def _part(self, part: Batch, share: float, amount: int, sampling: float) -> float:
         """In a frame of its own, with which its tensors go: kept alive, they would be in the way of smaller parts."""
