@@ -101,7 +101,7 @@ def test_what_a_run_will_take_counts_small_pictures_as_quick(config: Config, mon
 
     def step(self: Trainer, batches: list[Batch], stop: bool) -> dict[str, float]:
         side = grown(24, self.batches.pictures.grow, self.share)
-        time.sleep(side**2 / 24**2 / 8)
+        time.sleep(side**2 / 24**2 / 4)
         return {}
 
     monkeypatch.setattr(Trainer, "_step", step)
@@ -110,11 +110,11 @@ def test_what_a_run_will_take_counts_small_pictures_as_quick(config: Config, mon
     growing = dry_run(config, quiet=True)
     whole = dry_run(changed(config, pictures={"grow": 1.0}), quiet=True)
     paces = [grown(24, 0.3, share) ** 2 / 24**2 for share in (0.125, 0.375, 0.625, 0.875)]
-    assert growing.steps / whole.steps == pytest.approx(np.mean(1 / np.array(paces)), rel=0.15)
+    assert growing.steps / whole.steps == pytest.approx(np.mean(1 / np.array(paces)), rel=0.3)
     longer = {"training": {"minutes": 10}}
     growing, whole = (
         dry_run(configuration.from_dict(longer, changed(config, pictures={"grow": grow})), quiet=True)
         for grow in (0.3, 1.0)
     )
     assert growing.steps == whole.steps == 500
-    assert growing.seconds / whole.seconds == pytest.approx(np.mean(paces), rel=0.1)
+    assert growing.seconds / whole.seconds == pytest.approx(np.mean(paces), rel=0.2)
