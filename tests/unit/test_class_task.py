@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.coloured import COLOURS, SMALL_CNN, changed, draw, settings, trainer_of
+from tests.coloured import COLOURS, SMALL_CNN, changed, trainer_of
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -29,17 +29,6 @@ from cutline.errors import ConfigError, DataError, ModelError
 from cutline.models.both import TwoHeaded
 from cutline.models.captioner import Captioner
 from cutline.models.classifier import Classifier
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("coloured"))
-
-
-@pytest.fixture
-def config(coloured: Path, tmp_path: Path) -> Config:
-    return settings(coloured, tmp_path)
-
 
 # The loss -----------------------------------------------------------------------------------------------------------
 

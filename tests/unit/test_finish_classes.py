@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.coloured import SMALL_CNN, changed, draw, settings, trainer_of
+from tests.coloured import SMALL_CNN, changed, trainer_of
 
 from cutline import config as configuration
 from cutline.bundle import load
@@ -20,16 +20,6 @@ from cutline.engine.loop import train
 from cutline.engine.runs import Run
 from cutline.errors import ModelError
 from cutline.export import Agreement, unchecked
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("coloured"))
-
-
-@pytest.fixture
-def config(coloured: Path, tmp_path: Path) -> Config:
-    return settings(coloured, tmp_path)
 
 
 def test_a_run_is_judged_on_what_it_has_not_learned_from_wherever_its_data_are_named(

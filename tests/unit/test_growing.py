@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.coloured import SMALL_CNN, changed, draw, settings, trainer_of
+from tests.coloured import SMALL_CNN, changed, trainer_of
 
 from cutline import config as configuration
 from cutline.config import Config
@@ -19,16 +18,6 @@ from cutline.engine.schedule import grown
 from cutline.engine.sources import FeatureSource
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError
-
-
-@pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return draw(tmp_path_factory.mktemp("coloured"))
-
-
-@pytest.fixture
-def config(coloured: Path, tmp_path: Path) -> Config:
-    return settings(coloured, tmp_path)
 
 
 def sides_seen(trainer: Trainer) -> list[int]:

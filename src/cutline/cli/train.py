@@ -85,9 +85,9 @@ class Switches:
 
 def main(arguments: list[str]) -> int:
     given = parse(form("Train", _ABOUT, Switches), arguments, verb="train")
+    require_workshop("training")
     if given.resume:  # by its own name: a link may be to another run before this one ends
         given = dataclasses.replace(given, resume=_itself(given.resume))
-    require_workshop("training")
     config = resolve(given)
     if given.print_config:
         from cutline.cli.explained import explained
@@ -121,7 +121,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _itself(run: Path) -> Path:
-    begun = os.environ.get("CUTLINE_RUN")  # as the supervisor has found it
+    from cutline.engine.watch import RUN
+
+    begun = os.environ.get(RUN)  # as the supervisor has found it
     return Path(begun) if begun else run.resolve() if run.is_symlink() else run
 
 
