@@ -54,7 +54,8 @@ $(VENV)/.train $(VENV)/.test $(VENV)/.bench: pyproject.toml constraints.txt
 	  { [ -x $(BIN)/python ] || uv venv -q --python $(PYTHON) $(VENV); } && \
 	  uv pip install -q --python $(BIN)/python -c constraints.txt -e '.[$(EXTRAS)]'; \
 	else \
-	  { [ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV); } && \
+	  { [ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && \
+	    $(PYTHON) -m pip --python $(BIN)/python install -q --disable-pip-version-check pip; }; } && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$(EXTRAS)]'; \
 	fi
 	@touch $@

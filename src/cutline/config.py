@@ -155,8 +155,11 @@ class TrainingConfig:
     projection of its features."""
     rate: float = 1e-3
     """Learning rate at its highest."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """How a gradient becomes a step; "muon" moves the encoder's convolutions as much in rare directions as in common
+    ones, and learns the rest as "adamw" does. From nothing it learns more of the same pictures."""
     weight_decay: float = 1e-4
-    """Pull of every weight towards zero (AdamW)."""
+    """Pull of every weight towards zero."""
     schedule: Literal["cosine", "step", "plateau", "constant"] = "cosine"
     """How the rate falls after the warm-up."""
     warmup: int = 100

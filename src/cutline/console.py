@@ -17,6 +17,12 @@ LINE_SECONDS = 10.0
 """Seconds between plain lines, so that a log stays readable."""
 
 
+def go_on() -> None:
+    """Some work has gone on."""
+    for listener in gone_on:
+        listener()
+
+
 def say(text: str, *, quiet: bool = False) -> None:
     """A line about what is going on: on standard error, since standard output is for results."""
     if not quiet:
@@ -29,8 +35,7 @@ def progress(what: str, total: int, unit: str, *, done: int = 0, quiet: bool = F
     with _shown(what, total, unit, done, quiet) as show:
 
         def advance(count: int = 1, note: str = "") -> None:
-            for listener in gone_on:
-                listener()
+            go_on()
             show(count, note)
 
         yield advance

@@ -179,13 +179,13 @@ def scratch() -> Config:
         name="scratch",
         task="classes",
         pictures=PicturesConfig(
-            size=64, grow=0.5, augment_crop=0.4, augment_flip=True, augment_colour=0.2, augment_rand=5,
-            augment_erase=0.1, augment_mixup=0.1, augment_cutmix=0.5,
+            size=64, grow=0.5, augment_crop=0.4, augment_flip=True, augment_colour=0.2, augment_mixup=0.1,
+            augment_cutmix=0.5,
         ),
         encoder=EncoderConfig(name="cnn:width=48"),
         training=TrainingConfig(
-            epochs=65, batch=128, rate=3e-3, weight_decay=0.05, warmup=100, precision="auto", ema=0.998,
-            validate_limit=0, validate_every=5,
+            epochs=65, batch=128, optimizer="muon", rate=3e-3, weight_decay=0.05, warmup=100, precision="auto",
+            ema=0.998, validate_limit=0, validate_every=5,
         ),
     )  # fmt: skip
 

@@ -122,3 +122,62 @@ def test_torchrun_does_as_well(
     seen = runs.Run(run)
     assert (seen.state, seen.history.starts) == ("finished", 1)
     assert seen.spent > 0
+
+
+CHANGED = """
+import os, runpy, sys
+second = os.environ["RANK"] == "1"
+{change}
+sys.argv[0] = "cutline"
+runpy.run_module("cutline", run_name="__main__")
+"""
+
+
+def under_torchrun(place: Path, change: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`cutline train` in two processes, after a `change` that may be of one of them."""
+    (place / "changed.py").write_text(CHANGED.format(change=change))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(place / "changed.py"), "train", *map(str, arguments), "--output", str(place / "runs")]
+    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=place)
+
+
+@pytest.mark.slow
+def test_machines_that_do_not_see_the_same_data_do_not_begin(tmp_path: Path, still: Path, scenes_folder: Path) -> None:
+    for name in ("one", "other"):
+        shutil.copytree(scenes_folder, tmp_path / name / "data")
+    rows = (tmp_path / "other" / "data" / "scenes.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "other" / "data" / "scenes.jsonl").write_text("".join(rows[:-1]))
+    change = "os.chdir('other' if second else 'one')"
+    done = under_torchrun(tmp_path, change, "--preset", "scenes", "--config", still, "--data", "data")
+    assert done.returncode != 0
+    assert "the processes do not see the same pictures and captions: 96 to learn from" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_stops_one_of_the_ranks_is_said(tmp_path: Path, still: Path, scenes_folder: Path) -> None:
+    shutil.copytree(scenes_folder, tmp_path / "data")
+    change = "os.chdir('/' if second else '.')"
+    done = under_torchrun(tmp_path, change, "--preset", "scenes", "--config", still, "--data", "data")
+    assert done.returncode != 0
+    assert "rank 1: there is no data" in done.stderr
+
+
+@pytest.mark.slow
+def test_smaller_parts_of_one_rank_are_remembered_for_all(tmp_path: Path, still: Path, scenes_folder: Path) -> None:
+    change = """
+import torch
+from cutline.engine.trainer import Trainer
+part, failures = Trainer._part, [0] * second
+def fail_once(*arguments):
+    if failures:
+        failures.pop()
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return part(*arguments)
+Trainer._part = fail_once
+"""
+    done = under_torchrun(tmp_path, change, "--preset", "scenes", "--config", still, "--data", scenes_folder)
+    assert done.returncode == 0, done.stderr
+    assert "batches are now learned from in 2 parts" in done.stderr
+    (run,) = (tmp_path / "runs").glob("*-scenes")
+    assert json.loads(next((run / "checkpoints").glob("step-*/state.json")).read_text())["progress"]["split"] == 2

@@ -255,6 +255,12 @@ def test_random_weights_that_are_not_learned_are_told(config: Config, capsys: py
         assert ("weights are random, and it does not learn" in capsys.readouterr().err) == told
 
 
+def test_a_part_that_the_encoder_does_not_have_is_refused_before_an_earlier_stage_has_learned(config: Config) -> None:
+    stages = ({"encoder": {"train": "nothing"}}, {"encoder": {"train": "stage30"}})
+    with pytest.raises(ConfigError, match="'stage30'"):
+        run.prepare(replace(config, encoder=replace(config.encoder, **SMALL_CNN), stages=stages), quiet=True)
+
+
 @pytest.mark.parametrize("name", ["dnn:hidden=8,layers=1", "vit_tiny_patch16_224"])
 def test_a_size_at_which_the_encoder_has_other_weights_is_refused_before_anything_is_learned(
     config: Config, name: str

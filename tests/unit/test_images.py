@@ -445,3 +445,12 @@ def test_a_disk_that_does_not_give_a_picture_back_is_told_as_any_other_fault(
     monkeypatch.setattr(images, "_identify", read)
     with pytest.raises(DataError, match=r"a\.png cannot be read: Input/output error"):
         open_picture(tmp_path / "a.png")
+
+
+def test_what_pillow_refuses_by_a_limit_of_its_own_is_not_called_damaged(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [saved(quarters(), format) for format in ("TIFF", "WEBP")]
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for file in files:
+        with pytest.raises(DataError, match="more pixels than Pillow takes of this format") as refused:
+            open_picture(file)
+        assert "damaged" not in str(refused.value)

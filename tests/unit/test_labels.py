@@ -12,7 +12,7 @@ from PIL import Image
 
 from cutline.config import from_dict
 from cutline.data.cifar import NAMES
-from cutline.data.corpus import Corpus
+from cutline.data.corpus import Corpus, Sample
 from cutline.data.images import open_picture
 from cutline.data.inspect import inspect
 from cutline.data.labels import Balance, balance, count_labels, evenly, oddities
@@ -38,6 +38,10 @@ def classes(root: Path, **counts: int) -> Path:
         for number in range(count):
             (folder / f"{number}.jpg").write_bytes(f"{label} {number}".encode())
     return root
+
+
+def by_id(corpus: Corpus) -> dict[str, Sample]:
+    return {sample.id: sample for sample in corpus.samples}
 
 
 def by_class(corpus: Corpus) -> dict[str, dict[str, int]]:
@@ -176,6 +180,66 @@ def test_the_same_picture_in_two_classes_is_named(tmp_path: Path) -> None:
     (tmp_path / "tulip" / "again.jpg").write_bytes((tmp_path / "rose" / "2.jpg").read_bytes())
     messages = [p.message for p in inspect(tmp_path).problems if "labels" in p.message]
     assert messages == ["same picture with different labels: rose/2.jpg (rose), tulip/again.jpg (tulip)"]
+
+
+def test_training_names_what_is_odd_in_its_own_division(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes(tmp_path, rose=40, tulip=40)
+    (tmp_path / "tulip" / "again.jpg").write_bytes((tmp_path / "rose" / "2.jpg").read_bytes())
+    twins = [next(tmp_path.glob("rose/5.jpg")), tmp_path / "rose" / "twin.jpg"]
+    twins[1].write_bytes(twins[0].read_bytes())
+    for seed in range(20):  # until one of the two learns and the other judges
+        data = {"path": str(tmp_path), "split_seed": seed, "val_share": 0.5, "test_share": 0.0}
+        splits = by_id(read(from_dict({"task": "classes", "data": data})))
+        told = capsys.readouterr().err
+        assert "different labels: rose/2.jpg (rose), tulip/again.jpg (tulip)" in told
+        apart = splits["rose/5.jpg"].split != splits["rose/twin.jpg"].split
+        assert ("different splits: rose/5.jpg" in told) == apart
+        if apart:
+            return
+    pytest.fail("no seed has parted them")
+
+
+def test_odd_classes_are_told_also_where_pictures_have_captions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("".join(
+        json.dumps({"image": f"{n}.jpg", "caption": "a flower", "label": "orchid" if n == 3 else "rose"}) + "\n"
+        for n in range(20)
+    ))  # fmt: skip
+    for number in range(20):
+        (tmp_path / f"{number}.jpg").write_bytes(str(number).encode())
+    for task, told in (("both", True), ("classes", True), ("captions", False)):
+        read(from_dict({"task": task, "data": {"path": str(tmp_path / "rows.jsonl")}}))
+        assert ("'orchid'" in capsys.readouterr().err) == told
+
+
+def test_fewer_pictures_are_of_all_classes_and_those_left_out_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes(tmp_path, ape=10, bee=10, cat=10, dog=10)
+    data = {"path": str(tmp_path), "val_share": 0.2, "test_share": 0.0}
+    found = by_class(read(from_dict({"task": "classes", "data": {**data, "limit": 8}})))
+    assert {label: each["train"] for label, each in found.items()} == dict.fromkeys(("ape", "bee", "cat", "dog"), 2)
+    capsys.readouterr()
+    read(from_dict({"task": "classes", "data": {**data, "limit": 2}}))
+    assert "2 problems (2 × class never learned)" in capsys.readouterr().err
+
+
+def test_what_is_passed_over_beside_the_pictures_is_counted(tmp_path: Path) -> None:
+    classes(tmp_path, train__cat=3, train__dog=2, val__cat=1, val__dog=1)
+    (tmp_path / "stray.jpg").write_bytes(b"stray")
+    for name in ("a.jp2", "b.TGA", "scan", "notes.txt", ".hidden"):
+        (tmp_path / "train" / "cat" / name).write_bytes(b"other")
+    corpus = read_corpus(tmp_path)
+    assert "1 pictures beside the splits are left out" in corpus.source
+    assert "3 files in train with no picture's ending (.jp2, .tga, no ending) are left out" in corpus.source
+
+
+def test_a_class_whose_files_are_of_no_known_kind_says_so(tmp_path: Path) -> None:
+    classes(tmp_path, cat=3, dog=0)
+    (tmp_path / "dog" / "1.jp2").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"dog: no pictures: none of its files \(\.jp2\) is one"):
+        read_corpus(tmp_path)
 
 
 def test_an_empty_class_folder_stops_reading_unless_told_to_go_on(tmp_path: Path) -> None:

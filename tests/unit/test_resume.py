@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
@@ -13,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -75,12 +78,16 @@ def stop_after(steps: int, trainer: Trainer, monkeypatch: pytest.MonkeyPatch) ->
             train(trainer, quiet=True)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [("fp32", "adamw"), ("bf16", "muon"), pytest.param("fp16", "muon", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_stopped_anywhere_ends_the_same(
-    precision: str, workers: int, config: Config, monkeypatch: pytest.MonkeyPatch
+    precision: str, optimizer: str, workers: int, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = changed(config, precision=precision, workers=workers, ema=0.9, accumulate=2, batch=8, schedule="plateau")
+    settings = {"precision": precision, "optimizer": optimizer, "workers": workers}
+    config = changed(config, **settings, ema=0.9, accumulate=2, batch=8, schedule="plateau")
     whole = begin(config)
     train(whole, quiet=True)
     parts = begin(config)
@@ -116,6 +123,7 @@ def other_words(config: Config, path: Path) -> Config:
     ("change", "named"),
     [
         (lambda config, path: changed(config, batch=24), r"training.batch was 16, now 24"),
+        (lambda config, path: changed(config, optimizer="muon"), r"training.optimizer was 'adamw', now 'muon'"),
         (lambda config, path: changed(config, rate=1e-4), r"training.rate was 0.003, now 0.0001"),
         (fewer_pictures, r"the pictures or captions are others \(they were 96 to learn from"),
         (other_words, r"the vocabulary is another \(\d+ words, now \d+\)"),
@@ -311,6 +319,21 @@ def test_a_checkpoint_that_fails_to_load_twice_is_set_aside(config: Config, monk
     assert not loading(first.run)
 
 
+def test_memory_that_runs_out_while_loading_is_no_fault_of_the_checkpoint(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = begin(config)
+    stop_after(5, first, monkeypatch)
+    for error in (torch.OutOfMemoryError("CUDA out of memory"), MemoryError()):
+        other = again(config, first.run)
+        with monkeypatch.context() as patch:
+            patch.setattr(other.optimizer, "load_state_dict", Mock(side_effect=error))
+            with pytest.raises(type(error)):
+                resume(other, quiet=True)
+        assert not loading(first.run)
+    assert resume(again(config, first.run), quiet=True).step == 6
+
+
 def test_where_the_only_checkpoint_of_a_stage_is_set_aside_the_stage_is_learned_all_the_same(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,6 +443,16 @@ def test_where_no_folder_can_be_made_it_is_said(config: Config, tmp_path: Path) 
         with pytest.raises(ConfigError, match="cannot be made") as refused:
             folder.make(odd)
         assert "--output" in refused.value.fix
+
+
+def test_a_file_system_without_locks_is_not_taken_for_one_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", Mock(side_effect=OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))))
+    says = "cannot be kept from other processes: No locks available"
+    with pytest.raises(CutlineError, match=says) as refused, folder.held(tmp_path, patience=60):
+        pass
+    assert "locks" in refused.value.expected
 
 
 def test_only_one_can_own_a_folder(tmp_path: Path) -> None:

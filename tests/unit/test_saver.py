@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from cutline import console
 from cutline.config import TrainingConfig
 from cutline.engine import journal
 from cutline.engine.checkpoint import Checkpoints
@@ -321,3 +322,22 @@ def test_on_a_nearly_full_disk_it_goes_for_a_new_one(build: Build, monkeypatch: 
         saver.save(Moment(step, best, state), {"model": {"w": torch.ones(5)}}, lambda: None)
         saver.must_have(step)
     assert saved_steps(saver) == [4, 1]
+
+
+def test_a_disk_that_does_not_answer_is_told_and_waited_for(
+    build: Build, slow_disk: threading.Event, warnings: Warnings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cutline.engine.saver.SLOW_SECONDS", 0.2)
+    beats: list[float] = []
+    monkeypatch.setattr(console, "gone_on", [lambda: beats.append(time.monotonic())])
+    saver = build()
+    save(saver, 3)
+    time.sleep(0.3)
+    assert not saver.due(4)  # as a step asks, which goes on meanwhile
+    assert "step 3 is not saved after 0 s: the disk is slow, or does not answer" in warnings[-1][1]
+    threading.Timer(2.5, slow_disk.set).start()
+    save(saver, 4)  # which has to wait for it, and is no hang
+    assert len(beats) >= 2
+    saver.wait()
+    assert warnings[-1] == ("save", "", "")
+    assert [entry["blocked"] > 2 for entry in of_kind(tmp_path, "saved")] == [False, True]

@@ -208,6 +208,10 @@ def test_references_by_split_and_language(tmp_path: Path) -> None:
 def test_undivided_training_captions_are_all_taken(tmp_path: Path) -> None:
     text = "image,caption\n" + "".join(f"{i}.jpg,a {i}\n" for i in range(50))
     assert len(read_training(write(tmp_path, text, "captions.csv"))) == 50
+    (tmp_path / "two").mkdir()
+    write(tmp_path / "two", text, "captions.csv")
+    write(tmp_path / "two", "1.jpg#0\tanother one\n", "Flickr8k.token.txt")
+    assert read_training(str(tmp_path / "two"), reader="flickr8k") == ["another one"]
     assert read_training(write(tmp_path, {"1": ["a", "b"], "2": ["c"]})) == ["a", "b", "c"]
 
 

@@ -34,6 +34,13 @@ from cutline.errors import CutlineError
         (1, Outcome("error", "AcceleratorError: CUDA error: out of memory"), False, "ran out of GPU memory: "),
         (1, Outcome("error", "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), False, "ran out of GPU memory: "),
         (1, Outcome("error", "AcceleratorError: CUDA error: unspecified launch failure"), False, "lost its GPU: "),
+        (
+            1,
+            Outcome("error", "RuntimeError: CUDA error: CUBLAS_STATUS_NOT_INITIALIZED"),
+            False,
+            "ran out of GPU memory",
+        ),
+        (1, Outcome("error", "AcceleratorError: CUDA error: device-side assert triggered"), False, "asked the GPU for"),
         (1, Outcome("error", "OSError: [Errno 28] No space left on device"), False, "found the disk full"),
         (1, Outcome("error", "LoadError: step-00000009 could not be loaded"), False, "could not load a checkpoint"),
         (1, Outcome("error", "ZeroDivisionError: division by zero"), False, "failed: ZeroDivisionError"),
@@ -48,7 +55,24 @@ def test_of_several_failures_the_first_cause_is_believed() -> None:
     mistake = Outcome("mistake", "no such picture")
     lost = Outcome("error", "RuntimeError: [gloo] Connection closed by peer")
     own = Outcome("error", "ValueError: something is wrong here")
-    assert sorted([lost, own, None, mistake], key=_weight) == [mistake, None, own, lost]
+    told = [(lost, 1), (None, -signal.SIGTERM), (own, 1), (None, -signal.SIGKILL), (mistake, 2)]
+    ordered = sorted(told, key=lambda each: _weight(*each))
+    # Who says nothing and was told to stop has only waited for one of the others.
+    assert ordered == [(mistake, 2), (None, -signal.SIGKILL), (own, 1), (lost, 1), (None, -signal.SIGTERM)]
+
+
+def test_the_first_cause_is_told_though_it_is_another_ranks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As by torch's launcher: the rank that failed, and those that it has ended after that."""
+    watch = Watch(tmp_path, 2)
+    config = from_dict({"processes": 2})
+    for kind, what in (("error", "OutOfMemoryError: CUDA out of memory. Tried to"), ("mistake", "DataError: no data")):
+        (tmp_path / "outcome-1.json").write_text(json.dumps({"kind": kind, "what": what, "details": ""}))
+        end = supervise._judge(tmp_path, config, watch, {0: -signal.SIGTERM, 1: 1}, [], False)
+        if kind == "error":
+            assert end.cause.startswith("rank 1 ran out of GPU memory")
+            assert end.starved
+    assert end.code == 2
+    assert capsys.readouterr().err == "rank 1: no data\n"
 
 
 BUGGY = """

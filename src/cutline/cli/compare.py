@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +18,7 @@ from cutline.errors import ConfigError, CutlineError, ModelError, require
 if TYPE_CHECKING:
     from cutline.evaluation.cost import Timing
 
-_OF_CLASSES = {"accuracy": "accuracy", "top5": "best five", "macro_f1": "macro F1", "ece": "calibration error"}
+_OF_CLASSES = {"accuracy": "accuracy", "top5": "best five", "macro_f1": "macro F1", "ece": "ECE, uncalibrated"}
 _OF_CAPTIONS = {"cider": "CIDEr-D", "bleu_4": "BLEU-4"}
 _PICTURES = 8
 """Pictures that the time is measured on, one after the other."""
@@ -134,13 +135,13 @@ def _parameters(run: Any) -> int | None:
 def _time(bundle: Path, settings: Any) -> Timing | None:
     """Of one picture at a time from the run's own validation, already decoded; None where those are not to be had."""
     import cutline
-    from cutline.data.images import open_picture
+    from cutline.data.images import open_picture, readable
     from cutline.data.sources import read
     from cutline.evaluation.cost import time_per_picture
 
     try:
-        samples = read(settings, quiet=True).split("val")[:_PICTURES]
-        pictures = [open_picture(sample.image) for sample in samples]
+        images = (sample.image for sample in read(settings, quiet=True).split("val"))
+        pictures = [open_picture(image) for image in islice(readable(images), _PICTURES)]
         model = cutline.load(bundle)
     except CutlineError:
         return None

@@ -162,6 +162,7 @@ def caption_split(captioner: Captioner, samples: Sequence[Sample], lang: str, co
 
 def _looks(samples: Sequence[Sample], judged: dict[str, Judged]) -> str:
     """For scenes, where it is known what is where; empty for other pictures and for decoders with no attention."""
+    from cutline.data.grammar import LANGUAGES
     from cutline.data.scenes import ROWS, objects_of
     from cutline.evaluation.focus import focus
 
@@ -173,7 +174,11 @@ def _looks(samples: Sequence[Sample], judged: dict[str, Judged]) -> str:
     told = {
         lang: str(focus([(caption, objects[id]) for id, caption in each.captions.items()], lang))
         for lang, each in judged.items()
+        # Scenes' pictures may also be named, and captioned in other languages, by a table of the user's.
+        if lang in LANGUAGES and each.captions.keys() <= objects.keys()
     }
+    if not told:
+        return ""
     if len(told) == 1:
         return next(iter(told.values()))
     return "; ".join(f"{lang}: {sentence}" for lang, sentence in told.items())

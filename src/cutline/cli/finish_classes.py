@@ -65,7 +65,8 @@ def card(run: Path, config: Config, about: str = "", step: int | None = None) ->
     validations = [e for e in events if e["kind"] == "validation" and step in (None, e["step"])]
     if validations:
         best = max(validations, key=lambda event: (event["best"], event["step"]))
-        facts["Validation scores (0 to 100, but for nats)"] = {k: best[k] for k in FIGURES if k in best}
+        raw = {"ece": "ece before calibration", "nll": "nats before calibration"}
+        facts["Validation scores (0 to 100, but for nats)"] = {raw.get(k, k): best[k] for k in FIGURES if k in best}
     facts["Limits"] = (
         "It knows the classes that it was shown and no others: of anything else it names the one that is most like it, "
         "and its probabilities hold only for pictures like those it was judged on. Let a person look at what matters."
@@ -200,7 +201,11 @@ def _checkpoint(run: Path, step: int | None = None) -> str:
 
 
 def write_page(run: Path, config: Config, classifier: Classifier, found: Classified, split: str) -> Path:
+    import torch
+
     from cutline.engine.events import read
+    from cutline.engine.machine import peak_memory
+    from cutline.engine.results import result
     from cutline.evaluation import cost
     from cutline.report.classes import write_class_report
     from cutline.report.inside import Inside
@@ -208,7 +213,13 @@ def write_page(run: Path, config: Config, classifier: Classifier, found: Classif
     transform = classifier.encoder.transform
     facts = {"data": f"{config.data.path}, split {split}"} | _of_model(config)
     facts["parameters"] = f"{cost.parameters(classifier) / 1e6:.2f} M"
-    facts["multiply-adds"] = f"{_multiply_adds(classifier) / 1e6:,.0f} M for a picture"
+    picture = torch.zeros(1, 3, transform.size, transform.size, dtype=torch.uint8)
+    facts["multiply-adds"] = f"{cost.multiply_adds(classifier, (picture,)) / 1e6:,.0f} M for a picture"
+    with torch.inference_mode():
+        time = cost.time_per_picture(lambda: classifier.eval()((picture,)), seconds=0.2)
+    facts["time"] = f"{time} for a picture by itself, decoded and resized, in PyTorch on this machine's CPU"
+    if held := result(run).memory or peak_memory():
+        facts["memory"] = f"{held / 1e9:.2f} GB at the most while learning"
     return write_class_report(
         run / PLACES[config.task][1],
         title=run.resolve().name,
@@ -218,15 +229,6 @@ def write_page(run: Path, config: Config, classifier: Classifier, found: Classif
         transform=transform,
         inside=Inside(classifier, transform),
     )
-
-
-def _multiply_adds(classifier: Classifier) -> int:
-    import torch
-
-    from cutline.evaluation import cost
-
-    size = classifier.encoder.transform.size
-    return cost.multiply_adds(classifier, (torch.zeros(1, 3, size, size, dtype=torch.uint8),))
 
 
 def _of_model(config: Config) -> dict[str, str]:

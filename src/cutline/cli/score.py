@@ -64,9 +64,10 @@ def evaluate(given: Score) -> Scores:
         references = read_references(
             given.references, reader=given.reader, lang=given.lang, split=given.split, skip_bad=given.skip_bad
         )
-        # Divided as the references are, where both are of one corpus.
-        divide = bool(given.split) and _same(given.training, given.references)
-        training = read_training(given.training, given.lang, divide=divide) if given.training else None
+        # Read and divided as the references are, where both are of one corpus.
+        same = _same(given.training, given.references)
+        reader, divide = (given.reader, bool(given.split)) if same else ("auto", False)
+        training = read_training(given.training, given.lang, reader, divide=divide) if given.training else None
     except DataError as error:
         # Readers speak of their own flag; here `--format` is the format of what is printed.
         raise DataError(error.what, expected=error.expected, fix=error.fix.replace("--format", "--reader")) from None

@@ -35,7 +35,7 @@ from cutline.engine.resume import resume, set_aside_failing
 from cutline.engine.runtime import keep_memory
 from cutline.engine.trainer import Progress, Trainer
 from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched, stop_signals
-from cutline.errors import ConfigError, CutlineError
+from cutline.errors import ConfigError, CutlineError, DataError
 
 
 def work(given: Any, config: Config) -> int:
@@ -59,8 +59,10 @@ def work(given: Any, config: Config) -> int:
         return 0
     except CutlineError as mistake:
         watched.report("mistake", mistake)
-        if first:  # the others say the same, or only that it is gone
+        if first:
             raise
+        if not watched.folder:  # else the supervisor says it, where the first does not
+            say(f"rank {os.environ['RANK']}: {mistake}")
         return 2
     except Exception as error:
         watched.report("error", error)
@@ -166,6 +168,13 @@ def _learn_stage(
     quiet = given.quiet or not ranks.first
     prepared = _prepared_in_turn(config, ranks, path, stage, before, resuming, quiet)
     trainer = run.trainer(prepared, path)
+    seen = ranks.gather(trainer.facts["data"])
+    if any(each != seen[0] for each in seen):
+        counts = ", ".join(f"{each['train']} to learn from and {each['val']} to validate on" for each in seen)
+        raise DataError(
+            f"the processes do not see the same pictures and captions: {counts}",
+            expected=f"the same {config.data.path} on every machine",
+        )
     if before:
         trainer.begin_stage(before)
     elif resuming:

@@ -9,6 +9,8 @@ from cutline.data.files import files_in, folders, read_lines
 from cutline.data.images import is_picture, walk
 
 _LISTS = "_annotations.txt"
+_BESIDE = (".txt", ".csv", ".json", ".xml", ".db", ".ini")
+"""Endings of files that are often beside pictures and are none."""
 _PICTURES = "images"
 """The folder in which ImageNet's smaller kin keep the pictures of a class, or of a split without classes."""
 
@@ -22,6 +24,8 @@ def read_classes(path: Path, draft: Draft) -> None:
     for other in (folder for folder in folders(path) if by_split and folder.name not in by_split):
         if count := _count(other):
             draft.notes.append(f"{count:,} pictures in {other.name}, which is no split, are left out")
+    if by_split and (count := sum(is_picture(file.name) for file in files_in(path, ""))):
+        draft.notes.append(f"{count:,} pictures beside the splits are left out")
     for top in [path / name for name in by_split] or [path]:
         inner = folders(top)
         if lists := files_in(top, _LISTS):
@@ -42,9 +46,11 @@ def _count(folder: Path) -> int:
 def _read_folders(top: Path, classes: list[Path], split: str | None, draft: Draft) -> None:
     for name in filter(is_picture, (file.name for file in files_in(top, ""))):
         draft.problem(top / name, None, "picture outside a class folder: it has no label")
+    passed_over = list[str]()
     for folder in classes:
-        found = False
+        found, others = False, list[str]()
         for where, names in walk(folder):
+            others += (name for name in names if not is_picture(name) and not name.lower().endswith(_BESIDE))
             for name in filter(is_picture, names):
                 file = Path(where, name)
                 found = True
@@ -52,7 +58,17 @@ def _read_folders(top: Path, classes: list[Path], split: str | None, draft: Draf
                     draft.label(entry, folder.name, file, None)
                     entry.split = split
         if not found:
-            draft.problem(folder, None, "no pictures: an empty class folder")
+            there = f"none of its files ({_endings(others)}) is one" if others else "an empty class folder"
+            draft.problem(folder, None, f"no pictures: {there}")
+        passed_over += others
+    if passed_over:
+        draft.notes.append(
+            f"{len(passed_over):,} files in {top.name} with no picture's ending ({_endings(passed_over)}) are left out"
+        )
+
+
+def _endings(names: list[str]) -> str:
+    return ", ".join(sorted({Path(name).suffix.lower() or "no ending" for name in names}))
 
 
 def _read_list(file: Path, split: str | None, draft: Draft) -> None:

@@ -113,6 +113,8 @@ def open_picture(source: Source, limits: Limits = Limits(), *, at_least: int = 0
             picture.load()
             upright = _UPRIGHT.get(_orientation(picture))
             result = as_rgb(picture)
+        except Image.DecompressionBombError as error:
+            raise _above_pillows_own(name, error) from None
         except Exception as error:  # decoders meet damaged bytes with any kind of exception
             raise _refusal(name, f"damaged: {_reason(error)}") from error
     result = result.transpose(upright) if upright is not None else result
@@ -313,6 +315,8 @@ def _identify(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         file.seek(0)
         try:
             return factory(file, "")
+        except Image.DecompressionBombError as error:
+            raise _above_pillows_own(name, error) from None
         except Exception as error:  # as for decoding: damaged headers raise anything
             raise _refusal(name, f"damaged {format_name}: {_reason(error)}") from error
     begin = head.lstrip().lower()
@@ -320,6 +324,11 @@ def _identify(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     if not kind and all(byte >= 32 or byte in b"\t\n\r\f" for byte in head):
         kind = "text"
     raise _refusal(name, f"not a picture but {kind}" if kind else "of no kind that is known as a picture")
+
+
+def _above_pillows_own(name: str, error: Exception) -> DataError:
+    """TIFF and WebP are held by Pillow to a limit of the whole process, which is not ours to change."""
+    return DataError(f"{name}: more pixels than Pillow takes of this format ({error})", fix="make the picture smaller")
 
 
 def _register_heif(name: str) -> None:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import stat
 import statistics
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from cutline import cpus
 from cutline.console import progress
+from cutline.data.copies import contradictions, copies_among, sizes_of
 from cutline.data.corpus import SPLITS, Corpus, Problem, Sample
 from cutline.data.draft import NothingUsableError
 from cutline.data.files import plain
@@ -22,12 +22,6 @@ from cutline.data.images import open_picture
 from cutline.data.labels import Balance, balance, count_labels, oddities
 from cutline.data.readers import read_corpus
 from cutline.errors import DataError
-
-_hash: Callable[[bytes], Any]
-try:
-    from xxhash import xxh3_128 as _hash
-except ImportError:  # the runtime goes without
-    from hashlib import blake2b as _hash
 
 _COMMON = 3
 
@@ -93,10 +87,10 @@ def inspect(
         corpus = read_corpus(path, format, images=images, languages=languages, skip_bad=True)
     except NothingUsableError as nothing:
         corpus = nothing.corpus
-    sizes = {sample.image: _size(sample.image) for sample in corpus.samples}
-    copies = _copies(sizes)
+    sizes = sizes_of(corpus.samples)
+    copies = copies_among(sizes)
     labels = count_labels(corpus.samples)
-    problems = [*corpus.problems, *_contradictions(corpus.samples, copies)]
+    problems = [*corpus.problems, *contradictions(corpus.samples, copies)]
     if not corpus.languages:  # beside captions, labels are a remark that need not make classes
         problems += oddities(corpus.samples)
     if check_pictures:
@@ -165,47 +159,6 @@ _LETTERS = _Letters()
 def _range(numbers: Iterable[int]) -> Range:
     ordered = sorted(numbers)
     return Range(ordered[0], statistics.median(ordered), ordered[-1])
-
-
-def _copies(sizes: Mapping[Path, int | None]) -> tuple[tuple[Path, ...], ...]:
-    """Pictures whose files are equal; only files of the same size are read."""
-    by_size: dict[int, list[Path]] = {}
-    for image, size in sizes.items():
-        if size is not None:
-            by_size.setdefault(size, []).append(image)
-    by_content: dict[tuple[int, bytes], list[Path]] = {}
-    for size, images in by_size.items():
-        for image in images if len(images) > 1 else ():
-            by_content.setdefault((size, _digest(image)), []).append(image)
-    return tuple(tuple(images) for images in by_content.values() if len(images) > 1)
-
-
-def _contradictions(samples: Iterable[Sample], copies: Iterable[Sequence[Path]]) -> list[Problem]:
-    """Copies of one picture that are in several splits, or have several labels."""
-    found = []
-    by_image = {sample.image: sample for sample in samples}
-    for group in copies:
-        same = [by_image[image] for image in group]
-        for what, values in (("splits", [s.split for s in same]), ("labels", [s.label for s in same])):
-            if len(set(values)) > 1:
-                places = ", ".join(f"{s.id} ({value})" for s, value in zip(same, values))
-                found.append(Problem(group[0], None, f"same picture with different {what}: {places}"))
-    return found
-
-
-def _size(path: Path) -> int | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_size if stat.S_ISREG(found.st_mode) else None  # nothing may be read that never ends
-
-
-def _digest(path: Path) -> bytes:
-    try:
-        return bytes(_hash(path.read_bytes()).digest())
-    except OSError:
-        return str(path).encode("utf-8", "surrogateescape")  # unreadable: a copy of nothing
 
 
 def _undecodable(samples: Sequence[Sample], quiet: bool) -> list[Problem]:

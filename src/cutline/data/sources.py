@@ -8,6 +8,7 @@ from pathlib import Path
 from cutline.config import Config
 from cutline.console import say
 from cutline.data import scenes
+from cutline.data.copies import contradictions, copies_among, sizes_of
 from cutline.data.corpus import Corpus
 from cutline.data.draft import summary
 from cutline.data.files import cache_folder
@@ -23,6 +24,8 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
     data = config.data
     path = Path(data.path)
     if data.path == "scenes":
+        if path.is_dir():
+            say(f"'scenes' means drawn ones; for the folder of that name: --data {path.resolve()}", quiet=quiet)
         path = _draw(config, quiet)
     corpus = read_corpus(
         path,
@@ -37,13 +40,16 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
     )
     if corpus.problems:
         say(f"left out: {len(corpus.problems)} that cannot be used (cutline data inspect lists them)", quiet=quiet)
-    if not corpus.languages and (odd := oddities(corpus.samples)):
-        say(summary("classes", odd, _LISTED), quiet=quiet)
-    if not data.limit:
-        return corpus
-    training = corpus.split("train")
-    chosen = {s.id for s in (training[: data.limit] if corpus.languages else evenly(training, data.limit))}
-    return replace(corpus, samples=tuple(s for s in corpus.samples if s.split != "train" or s.id in chosen))
+    has_classes = config.task != "captions" or not corpus.languages
+    if data.limit:
+        training = corpus.split("train")
+        chosen = {s.id for s in (evenly(training, data.limit) if has_classes else training[: data.limit])}
+        corpus = replace(corpus, samples=tuple(s for s in corpus.samples if s.split != "train" or s.id in chosen))
+    if not quiet and has_classes:
+        copies = copies_among(sizes_of(corpus.samples))
+        if odd := oddities(corpus.samples) + contradictions(corpus.samples, copies):
+            say(summary("classes", odd, _LISTED))
+    return corpus
 
 
 def _draw(config: Config, quiet: bool) -> Path:

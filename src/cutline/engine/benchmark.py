@@ -13,6 +13,7 @@ import torch
 
 from cutline import config as configuration
 from cutline.config import Config, PicturesConfig
+from cutline.console import say
 from cutline.data.corpus import Sample
 from cutline.data.images import Transform
 from cutline.engine import folder, journal, results, run, runs
@@ -246,16 +247,19 @@ def _see(config: Config, sources: run.Sources) -> tuple[Seen, Model]:
 def _rows(source: Source, samples: Sequence[Sample], names: Sequence[str]) -> Labelled:
     """The numbers of all pictures that can be read and have a label."""
     there = np.flatnonzero([sample.label is not None for sample in samples])
-    rows, places = [], []
+    rows, places, bad = [], [], list[str]()
     for start in range(0, len(there), 256):
         part = there[start : start + 256]
-        inputs, kept, _ = load_readable(source, part, None)
+        inputs, kept, reasons = load_readable(source, part, None)
+        bad += reasons.values()
         if kept:
             found = inputs[-1].flatten(1)  # the pooled features, or the pictures themselves
             rows.append((found / 127.5 - 1 if found.dtype == torch.uint8 else found).float().numpy())
             places.append(part[kept])
     if not rows:
         raise DataError("none of the pictures can be read", expected="at least one")
+    if bad:
+        say(f"left out of what needs no learning: {len(bad)} pictures that cannot be read, first {bad[0]}")
     return Labelled(np.concatenate(rows), numbered(samples, names)[np.concatenate(places)])
 
 

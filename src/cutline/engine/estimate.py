@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from cutline.config import Config
 from cutline.console import duration
 from cutline.data.corpus import Sample
+from cutline.data.images import readable
 from cutline.engine import machine, run, weights
 from cutline.engine.runtime import out_of_memory
 from cutline.engine.schedule import doubt
@@ -145,7 +146,9 @@ class _Trial:
         if not run.uses_features(config, model):
             return run.stored_or_pictures(config, model, learn, judge, quiet)
         started = time.perf_counter()
-        pixels = np.stack([model.encoder.transform.from_file(sample.image) for sample in learn[:TRIED]])
+        images = (sample.image for sample in learn)
+        tried = list(islice(readable(images) if config.data.skip_bad else images, TRIED)) or [learn[0].image]
+        pixels = np.stack([model.encoder.transform.from_file(image) for image in tried])
         reading = time.perf_counter() - started
         reference = backends.eager(model.encoder)(pixels[:8])
         name = "cpu" if config.device == "cpu" else "auto"
@@ -172,14 +175,17 @@ class Needs:
     @classmethod
     def of(cls, prepared: run.Prepared) -> Needs:
         training = prepared.config.training
-        learned = sum(v.numel() * v.element_size() for v in weights.learned(prepared.model).values())
+        stages = [prepared.config.stage(number) for number in range(max(1, len(prepared.config.stages)))]
+        all_learns = any(stage.encoder.train not in ("auto", "nothing") for stage in stages)  # in a later one perhaps
+        values = weights.named(prepared.model) if all_learns else weights.learned(prepared.model)
+        learned = sum(v.numel() * v.element_size() for v in values.values())
         frozen = sum(v.numel() * v.element_size() for v in prepared.model.encoder.state_dict().values())
         saved = learned * (4 if training.ema else 3)  # weights, the two moments of Adam, the average
-        stages = [prepared.config.stage(number).training for number in range(max(1, len(prepared.config.stages)))]
-        steps = sum(-(-prepared.batches.count // (each.batch * each.accumulate)) * each.epochs for each in stages)
+        taught = [stage.training for stage in stages]
+        steps = sum(-(-prepared.batches.count // (each.batch * each.accumulate)) * each.epochs for each in taught)
         # Of each so many steps only what is saved is kept: each epoch's end surely, and by the clock nobody knows.
-        asked = min(steps // training.keep_every + 1, sum(each.epochs for each in stages)) if training.keep_every else 0
-        if any(each.minutes for each in stages):
+        asked = min(steps // training.keep_every + 1, sum(each.epochs for each in taught)) if training.keep_every else 0
+        if any(each.minutes for each in taught):
             asked = 0
         # On disk the newest ones, the best, one to go back to, and the one that is being written; the encoder is in the
         # bundle as well.

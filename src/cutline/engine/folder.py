@@ -98,7 +98,13 @@ def held(run: Path, name: str = LOCK, *, patience: float = 0.0) -> Iterator[None
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except OSError:
+            except OSError as error:
+                if not isinstance(error, BlockingIOError | InterruptedError):
+                    raise CutlineError(
+                        f"{run} cannot be kept from other processes: {error.strerror}",
+                        expected="a file system with locks",
+                        fix="--output on another disk, or mount this one with locks",
+                    ) from None
                 if time.monotonic() >= deadline:
                     holder = os.read(handle, 200).decode() or "another process"
                     raise CutlineError(

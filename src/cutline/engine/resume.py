@@ -14,6 +14,7 @@ from cutline import durable
 from cutline.console import say
 from cutline.engine.checkpoint import Checkpoint, Checkpoints
 from cutline.engine.journal import Journal
+from cutline.engine.runtime import out_of_memory
 from cutline.engine.trainer import Trainer
 from cutline.errors import ConfigError, CutlineError
 
@@ -170,6 +171,9 @@ def _load(trainer: Trainer, saved: Checkpoint) -> None:
     try:
         trainer.restore(saved)
     except Exception as error:
+        if out_of_memory(error):  # which says nothing of the checkpoint
+            note.unlink(missing_ok=True)
+            raise
         if trainer.ranks.first:
             load_failed(trainer.run, f"{type(error).__name__}: {error}")
         raise LoadError(f"{saved.path} could not be loaded: {error}") from error

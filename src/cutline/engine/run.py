@@ -46,6 +46,9 @@ from cutline.models.classifier import Classifier, build_classifier
 from cutline.models.encoders import Encoder, begins_learned, settle, takes
 from cutline.models.weights import fit_weights
 
+LONG, MEASURED = 0.05, 10_000
+"""Share of captions above a limit that is worth telling, and how many captions are looked at to know it."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -85,7 +88,7 @@ def prepare(
         search.check(config.search)  # or else the first validation would find out
     begun = known is not None
     if not begun and not stage:
-        weights.check_sizes(taught.without(config))
+        weights.check_stages(taught.without(config))
     use_threads(config.threads, ranks.here)
     device = choose_device(config.device, ranks.local)
     if device.torch.type == "cuda":
@@ -163,6 +166,16 @@ def _tell(
     if known.words:
         unknown = ", ".join(f"{known.words.unknown_share(each, lang):.1%} in {lang}" for lang, each in texts.items())
         say(f"words: {len(known.words.pieces)}; not among them: {unknown}", quiet=quiet)
+        some = {lang: each[:: len(each) // MEASURED + 1] for lang, each in texts.items()}
+        lengths = {lang: [len(known.words.encode(text, lang)) for text in each] for lang, each in some.items()}
+        for setting, most in (("words", config.words.max_length), ("search", config.search.max_length)):
+            longer = {lang: sum(length > most for length in each) / len(each) for lang, each in lengths.items() if each}
+            if told := ", ".join(f"{share:.0%} in {lang}" for lang, share in longer.items() if share >= LONG):
+                what = "cut" if setting == "words" else "longer than any that is written"
+                say(
+                    f"captions of more than {most} words or pieces are {what} ({setting}.max_length): {told}",
+                    quiet=quiet,
+                )
     if unjudged := [lang for lang in texts if not any(sample.captions.get(lang) for sample in judge)]:
         say(f"no captions in {', '.join(unjudged)} to validate on: the score is of the other languages", quiet=quiet)
     if config.pictures.augment_flip and (odd := [lang for lang in texts if not mirror.can_mirror(lang)]):

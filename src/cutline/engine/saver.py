@@ -7,12 +7,13 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cutline.config import TrainingConfig
+from cutline.console import go_on
 from cutline.engine.checkpoint import Checkpoint, Checkpoints, troubled
 from cutline.engine.journal import Journal
 from cutline.engine.snapshot import Snapshot, Tensors
@@ -20,6 +21,8 @@ from cutline.errors import CutlineError
 
 RETRY_SECONDS = 20.0
 """After a save that failed, how long to wait before the next try."""
+SLOW_SECONDS, SLOW_BYTES = 10.0, 50e6
+"""A save that takes longer, and a second more for each so many bytes, is told as slow."""
 SPARE_BYTES = 2**26
 """Disk left free for what is not a checkpoint: events, journal, the bundle's first files."""
 
@@ -44,7 +47,7 @@ class Saver:
         self.newest: Checkpoint | None = None
         self.newest_time = self._tried = time.monotonic()
         self._failed = False
-        self._step = 0
+        self._step = self._bytes = 0
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: Future[None] | None = None
@@ -66,6 +69,7 @@ class Saver:
     def due(self, step: int) -> bool:
         """Whether to save at this step. Never while a save is under way: a slow disk must not hold up training."""
         if self._pending and not self._pending.done():
+            self._tell_if_slow()
             return False
         since = time.monotonic() - self._tried
         if self._failed:
@@ -75,8 +79,8 @@ class Saver:
 
     def save(self, moment: Moment, groups: Mapping[str, Tensors], sync_log: Callable[[], None]) -> None:
         """Take a copy now and write it in the background. `sync_log` makes the event log last up to this step."""
-        self.wait()
         started = time.perf_counter()
+        self.wait()
         self._tried = time.monotonic()
         if self._unsaved and self._unsaved[0].best_step == moment.best_step:
             self._write(*self._unsaved)  # here and now: the copy below goes where those weights are
@@ -85,13 +89,29 @@ class Saver:
         self._step, self._unsaved = moment.step, None
         files: dict[str, bytes | memoryview] = dict(self._snapshot.take(groups))
         files["state.json"] = json.dumps(moment.state).encode()
+        self._bytes = sum(memoryview(data).nbytes for data in files.values())
         blocked = time.perf_counter() - started
         self._pending = self._thread.submit(self._write, moment, files, sync_log, blocked)
 
     def wait(self) -> None:
-        """Until nothing is under way. What went wrong has been said; `failure` has it."""
+        """Until nothing is under way. What went wrong has been said; `failure` has it.
+
+        A disk that does not answer is waited for, and is no hang: starting again would lose what is to be saved.
+        """
+        while self._pending and wait([self._pending], timeout=1.0).not_done:
+            self._tell_if_slow()
+            go_on()
         if self._pending:
             self._pending.result()
+
+    def _tell_if_slow(self) -> None:
+        took, allowed = time.monotonic() - self._tried, SLOW_SECONDS + self._bytes / SLOW_BYTES
+        if took > allowed:
+            self.warn(
+                "save",
+                f"step {self._step} is not saved after {allowed:.0f} s: the disk is slow, or does not answer",
+                "look at the disk; training waits for it when the next checkpoint is due, and at its end",
+            )
 
     def must_have(self, step: int) -> Checkpoint:
         """The checkpoint of this step, once it is on disk; an error if it could not be written."""

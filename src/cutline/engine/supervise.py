@@ -78,7 +78,8 @@ def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alert
             if end.cause:
                 journal.write("gave_up", cause=end.cause)
             return end.code
-        split = split * 2 if end.starved else split
+        if end.starved:  # though a checkpoint may have it that they are small already
+            split = 2 * max(split, _parts(checkpoints))
         fruitless = fruitless + 1 if before.issuperset(checkpoints.candidates()) else 0
         journal.write("failed", attempt=attempt, rank=end.rank, cause=end.cause, details=end.details)
         again = end.bug and fruitless > 0 and end.cause == last
@@ -98,6 +99,12 @@ def _keep_going(run: Path, config: Config, command: Sequence[str], alerts: Alert
     if end.details:
         say(end.details.rstrip())
     return 1
+
+
+def _parts(checkpoints: Checkpoints) -> int:
+    """In how many the run takes each batch by itself."""
+    newest = next(checkpoints.verified(), None)
+    return int(newest.state["progress"].get("split", 1)) if newest else 1
 
 
 def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int, split: int) -> End:
@@ -131,9 +138,11 @@ def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int, sp
 def _judge(run: Path, config: Config, watch: Watch, codes: dict[int, int], hang: list[str], out_of_memory: bool) -> End:
     """What the failure of some processes comes from, and whether starting again could help."""
     told = {rank: watch.outcome(rank) for rank in codes}
-    rank = min(codes, key=lambda rank: _weight(told[rank]))
+    rank = min(codes, key=lambda rank: (_weight(told[rank], codes[rank]), rank))
     code, outcome = codes[rank], told[rank]
     if outcome and outcome.kind == "mistake":
+        if rank:  # the first would have said it
+            say(f"rank {rank}: {outcome.what.partition(': ')[2]}")
         return End(2, outcome.what)
     if outcome and outcome.kind == "stopped":
         return End(code if code > 0 else 128 - code)
@@ -148,10 +157,13 @@ def _judge(run: Path, config: Config, watch: Watch, codes: dict[int, int], hang:
     return End(None, f"{who} {cause}", outcome.details if outcome else "", rank, starved, bug)
 
 
-def _weight(outcome: Outcome | None) -> int:
-    """Which of several failures to believe: what ended one process makes the others lose touch."""
+def _weight(outcome: Outcome | None, code: int) -> int:
+    """Which of several failures to believe: what ended one process makes the others lose touch.
+
+    Whoever waits for it in a library, and says nothing, is told to stop by the launcher.
+    """
     if outcome is None:
-        return 1
+        return 4 if code == -signal.SIGTERM else 1
     if outcome.kind != "error":
         return 0
     return 3 if any(mark in outcome.what for mark, words in _KNOWN.items() if words == _LOST) else 2
@@ -189,6 +201,8 @@ _KNOWN = {
     "CUDA out of memory": "ran out of GPU memory even with the smallest batch",
     "CUDA error: out of memory": "ran out of GPU memory",
     "ALLOC_FAILED": "ran out of GPU memory",
+    "CUBLAS_STATUS_NOT_INITIALIZED": "ran out of GPU memory",  # which it takes to begin with
+    "device-side assert": "asked the GPU for what it does not do",
     "MemoryError": _NO_MEMORY,
     "can't allocate memory": _NO_MEMORY,
     # oneDNN's words for it. It fails from then on, so that smaller parts are only a help to another process.

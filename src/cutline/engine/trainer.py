@@ -18,6 +18,7 @@ from cutline.engine import snapshot, weights
 from cutline.engine.average import Average
 from cutline.engine.batches import Batch, Batches
 from cutline.engine.checkpoint import Checkpoint, Checkpoints
+from cutline.engine.muon import Muon
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Precision, free_memory, out_of_memory, readers, reseed
 from cutline.engine.saver import Moment
@@ -101,7 +102,8 @@ class Trainer:
         self.seed, self.device, self.ranks, self.facts = seed, device, ranks, facts or {}
         groups = weights.parameter_groups(task.model, task.config)
         self.rates = [float(group["lr"]) for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        optimizer = Muon if config.optimizer == "muon" else torch.optim.AdamW
+        self.optimizer = optimizer(groups, betas=(0.9, 0.98), fused=True)
         self.parameters = [p for group in groups for p in group["params"]]
         self.precision = Precision(config.precision, device)
         self.average = Average(weights.learned(task.model), config.ema) if config.ema else None
@@ -169,11 +171,13 @@ class Trainer:
             return {
                 "loss": math.nan, "norm": 0.0, "rate": 0.0, "pictures": 0, "unreadable": unreadable, "stop": stops,
             }  # fmt: skip
-        before = self._noted()
+        before, split = self._noted(), self.at.split
         amount = max(amount, 1)  # pictures without a caption have no words, but perhaps a class
         told = self._backward(batches, int(amount), int(pictures), before)
         self.ranks.add_gradients(self.parameters)
-        (told,) = self.ranks.total(told)
+        told, smaller = self.ranks.total(told, self.at.split != split)
+        if smaller:  # as the first notes it for the next start
+            self.at.split = max(self.ranks.gather(self.at.split))
         self.precision.scaler.unscale_(self.optimizer)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip or math.inf))
         loss = told / amount

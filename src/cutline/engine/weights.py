@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from cutline.config import Config
+from cutline.engine.muon import suits
 from cutline.errors import ConfigError, ModelError
 from cutline.models.attention import spread
 from cutline.models.captioner import Captioner
 from cutline.models.classifier import Classifier
-from cutline.models.encoders import build_encoder
+from cutline.models.encoders import build_encoder, freeze
 
 Model = Captioner | Classifier
 """What a run may teach; each has an encoder, and the rest of it."""
@@ -58,14 +59,21 @@ def put(model: Model, tensors: Mapping[str, Tensor]) -> None:
             live[name].copy_(spread(value, len(live[name])) if of_regions else value)
 
 
-def check_sizes(config: Config) -> None:
-    """Refuse stages at whose size of pictures the encoder has other weights than before, one for each place perhaps."""
+def check_stages(config: Config) -> None:
+    """Refuse stages that the encoder cannot go through, before the first of them has learned for hours.
+
+    They may name a part of it that it does not have, or a size of pictures at which it has other weights than before,
+    one for each place perhaps.
+    """
     first: dict[str, torch.Size] = {}
     stages = [config.stage(number) for number in range(len(config.stages))]
+    parts = {stage.encoder.train for stage in stages} - {"auto", "all", "nothing"}
     sizes = dict.fromkeys(stage.pictures.size for stage in stages)
-    for size in sizes if len(sizes) > 1 else ():
+    for size in sizes if len(sizes) > 1 or parts else ():
         pictures = replace(config.pictures, size=size)
         encoder = build_encoder(replace(config.encoder, weights="none", train="all"), pictures)
+        for part in sorted(parts):
+            freeze(encoder, part)
         shapes = {name: value.shape for name, value in encoder.state_dict().items()}
         first = first or shapes
         if shapes != first:
@@ -98,9 +106,15 @@ def parameter_groups(model: Model, config: Config) -> list[dict[str, Any]]:
     rest = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
     groups = []
     for portion, rate in zip([*stages, rest], [*rates, training.rate], strict=True):
-        for decays in (True, False):
-            chosen = [p for p in portion if p.requires_grad and (p.ndim > 1) == decays]
+        for kind in ("kernels", "matrices", "scales"):
+            chosen = [p for p in portion if p.requires_grad and _kind(p, training.optimizer) == kind]
             if chosen:
-                decay = training.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
+                decay = 0.0 if kind == "scales" else training.weight_decay
+                groups.append({"params": chosen, "lr": rate, "weight_decay": decay, "muon": kind == "kernels"})
     return groups
+
+
+def _kind(parameter: Tensor, optimizer: str) -> str:
+    if optimizer == "muon" and suits(parameter):
+        return "kernels"
+    return "matrices" if parameter.ndim > 1 else "scales"

@@ -229,14 +229,14 @@ def read_references(
     return _from_corpus(corpus, split)
 
 
-def read_training(source: str, lang: str = "", *, divide: bool = False) -> list[str]:
+def read_training(source: str, lang: str = "", reader: str = "auto", *, divide: bool = False) -> list[str]:
     """The captions that a system learned from: of a corpus's train split, or all where it is not divided, unless
     training is to `divide` it.
     """
-    if (content := _json_object(source, "auto")) is not None:
+    if (content := _json_object(source, reader)) is not None:
         captions = _plain(content, Path(source), "").captions
     else:
-        captions = _from_corpus(_corpus(source, "auto", lang, True, divide=divide), "train").captions
+        captions = _from_corpus(_corpus(source, reader, lang, True, divide=divide), "train").captions
     return [text for texts in captions.values() for text in texts]
 
 
