@@ -44,8 +44,8 @@ clean:
 
 # One stamp for each set of packages; each set holds the ones before it.
 $(VENV)/.train: EXTRAS := train
-$(VENV)/.test: EXTRAS := train,openvino,tensorboard,health,test,dev
-$(VENV)/.bench: EXTRAS := train,openvino,tensorboard,health,test,dev,bench
+$(VENV)/.test: EXTRAS := train,openvino,tensorboard,health,heic,test,dev
+$(VENV)/.bench: EXTRAS := train,openvino,tensorboard,health,heic,test,dev,bench
 $(VENV)/.train $(VENV)/.test $(VENV)/.bench: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Cutline needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }

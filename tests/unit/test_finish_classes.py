@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from cutline.bundle import load
 from cutline.cli import evaluate, export, finish_classes
 from cutline.cli.pictures import find_model
 from cutline.config import Config
+from cutline.data.sources import read
 from cutline.engine import folder, run, tidy
 from cutline.engine.checkpoint import Checkpoints
+from cutline.engine.estimate import dry_run
 from cutline.engine.loop import train
 from cutline.engine.runs import Run
-from cutline.errors import ModelError
+from cutline.errors import DataError, ModelError
 from cutline.export import Agreement, unchecked
 
 
@@ -107,3 +111,29 @@ def test_an_encoder_that_has_changed_on_the_disk_is_refused_and_named(config: Co
     with pytest.raises(ModelError, match=r"encoder-0\.safetensors is damaged: .* does not match its hash"):
         run.load_classifier(trainer.run)
     assert {each.what: each.state for each in tidy.verify(Run(trainer.run))}[file.name] == "damaged"
+
+
+def test_the_page_tells_what_the_classifier_costs_and_the_card_what_was_not_calibrated(config: Config) -> None:
+    trainer = trainer_of(changed(config, encoder=SMALL_CNN))
+    train(trainer, quiet=True)
+    finish_classes.finish(trainer.run, read(config, quiet=True), "val", quiet=True)
+    page = " ".join(re.sub("<[^>]*>", " ", (trainer.run / "report.html").read_text()).split())
+    assert re.search(r"parameters 0\.\d\d M multiply-adds \d+ M for a picture", page)
+    assert re.search(r"time [\d.]+ ms \([\d.]+ to [\d.]+\) for a picture by itself", page)
+    assert re.search(r"memory \d\.\d\d GB at the most while learning", page)
+    card = (trainer.run / "bundle" / "README.md").read_text()
+    assert "ece before calibration" in card
+    assert "nats before calibration" in card
+
+
+def test_a_trial_leaves_out_what_the_run_leaves_out(config: Config, coloured: Path, tmp_path: Path) -> None:
+    shutil.copytree(coloured, tmp_path / "data")
+    (tmp_path / "data" / "blue" / "0.png").write_bytes(b"no picture")
+    data = {"path": str(tmp_path / "data"), "val_share": 0.2, "test_share": 0.0}
+    for seed in range(20):  # until it is one to learn from
+        frozen = changed(config, encoder={"name": "small", "train": "nothing"}, data={**data, "split_seed": seed})
+        if any(sample.id == "blue/0.png" for sample in read(frozen, quiet=True).split("train")):
+            break
+    with pytest.raises(DataError, match=r"0\.png"):
+        dry_run(frozen, quiet=True)
+    assert dry_run(changed(frozen, data={"skip_bad": True}), quiet=True).steps > 0

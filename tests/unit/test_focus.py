@@ -2,12 +2,16 @@
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from cutline.cli.finish import _looks
 from cutline.data.grammar import LANGUAGES, Composition, Form, Group, say
+from cutline.data.readers import read_corpus
 from cutline.data.scenes import SceneObject
 from cutline.errors import ConfigError
 from cutline.evaluation.focus import focus
@@ -140,3 +144,16 @@ def test_the_mean_is_over_words() -> None:
 def test_a_language_that_scenes_do_not_have() -> None:
     with pytest.raises(ConfigError, match="unknown language 'it'"):
         focus([], "it")
+
+
+def test_a_table_of_the_users_that_names_pictures_of_scenes_has_no_figure(scenes_folder: Path) -> None:
+    """Neither under its own names for them, nor in a language that scenes are not described in."""
+    first = read_corpus(scenes_folder).samples[0]
+    caption = looking("a red circle", on((0, 0)))
+    for lang, id, told in (
+        ("en", first.id, True),
+        ("en", f"pictures/{first.image.name}", False),
+        ("cs", first.id, False),
+    ):
+        judged = SimpleNamespace(captions={id: caption})
+        assert bool(_looks([first], {lang: judged})) == told

@@ -105,7 +105,7 @@ def test_a_look_is_journalled(tmp_path: Path) -> None:
 
 
 def test_numbers_in_the_journal_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "sample", lambda run: dataclasses.replace(CALM, cpu=0.1234567))
+    monkeypatch.setattr(module, "sample", lambda run, gpus: dataclasses.replace(CALM, cpu=0.1234567))
     with watch(tmp_path, Figures(loss=2.3456789, step=1234567.0)):
         wait_for(lambda: entries(tmp_path, "health"))
     entry = entries(tmp_path, "health")[0]
@@ -116,7 +116,7 @@ def test_numbers_in_the_journal_are_short(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_journal_does_not_grow_with_every_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = [CALM]
-    monkeypatch.setattr(module, "sample", lambda run: seen[0])
+    monkeypatch.setattr(module, "sample", lambda run, gpus: seen[0])
     figures = Figures()
     with watch(tmp_path, figures):
         figures.wait(20)
@@ -265,7 +265,7 @@ def test_prometheus_scrapes_every_figure(tmp_path: Path, monkeypatch: pytest.Mon
     run = tmp_path / 'a "strange" run'
     run.mkdir()
     contained = dataclasses.replace(CALM, limit=4 * GB, limit_used=GB)
-    monkeypatch.setattr(module, "sample", lambda run: contained)
+    monkeypatch.setattr(module, "sample", lambda run, gpus: contained)
     port = free_port()
     figures = Figures(**FIGURES)
     with watch(run, figures, port=port):

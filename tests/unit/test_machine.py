@@ -298,6 +298,8 @@ def test_gpus_tell_what_they_can(fresh: pytest.MonkeyPatch, tmp_path: Path) -> N
     for name, answer in answers.items():
         fresh.setattr(pynvml, name, answer)
     fresh.setenv("CUDA_VISIBLE_DEVICES", "1,0")
+    assert [gpu.index for gpu in machine.sample(tmp_path, gpus=range(1, 2)).gpus] == [1]
+    assert machine.sample(tmp_path, gpus=()).gpus == ()
     assert machine.sample(tmp_path).gpus == (
         machine.Gpu(0, "Model c", 0.0, 20 * GB, 80 * GB, 61),
         machine.Gpu(1, "Model a", None, None, None, None),

@@ -11,8 +11,12 @@ from tests.coloured import SMALL_CNN, changed, trainer_of
 from torch import nn
 
 from cutline.config import Config
+from cutline.engine import run
+from cutline.engine.loop import train
 from cutline.engine.muon import ROUNDS, Muon, even, suits
+from cutline.engine.resume import resume
 from cutline.engine.weights import parameter_groups
+from cutline.errors import ConfigError
 
 SETTINGS = {"lr": 0.01, "weight_decay": 0.05}
 
@@ -88,14 +92,33 @@ def test_a_step_that_overflows_moves_nothing() -> None:
     assert not optimizer.state
 
 
-def test_only_convolutions_that_mix_channels_are_moved_so_in_a_run(config: Config) -> None:
+def test_only_convolutions_that_mix_channels_are_moved_so_in_a_run(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = changed(config, encoder=SMALL_CNN, training={"optimizer": "muon", "rate": 0.01})
-    trainer = trainer_of(config)
+    prepared = run.prepare(config)
+    trainer = run.trainer(prepared, run.create(prepared))
     names = {id(parameter): name for name, parameter in trainer.task.model.named_parameters()}
     groups = trainer.optimizer.param_groups
     evenly = {names[id(p)] for each in groups if each["muon"] for p in each["params"]}
     assert len(evenly) == 5
     assert all("conv" in name or "past" in name for name in evenly)
     assert sum(len(each["params"]) for each in groups) == len(names)
+    assert "as by adamw" not in capsys.readouterr().err
+    run.prepare(changed(config, encoder={"name": "dnn:hidden=8"}))
+    assert "no convolutions that learn, and so all of it learns as by adamw" in capsys.readouterr().err
     plain = replace(config, training=replace(config.training, optimizer="adamw"))
     assert not any(each["muon"] for each in parameter_groups(trainer.task.model, plain))
+
+
+@pytest.mark.parametrize("first", ["adamw", "muon"])
+def test_one_optimizer_does_not_go_on_with_what_another_has_noted(config: Config, first: str) -> None:
+    """Also where their groups are as many: of this encoder only kernels that suit it learn, and scales."""
+    config = changed(config, encoder=SMALL_CNN | {"train": "stage2"}, training={"optimizer": first})
+    begun = trainer_of(config)
+    train(begun, quiet=True)
+    other = "muon" if first == "adamw" else "adamw"
+    after = run.trainer(run.prepare(changed(config, training={"optimizer": other}), quiet=True), begun.run)
+    assert len(after.optimizer.param_groups) == len(begun.optimizer.param_groups)
+    with pytest.raises(ConfigError, match="what one optimizer knows is of no use to another"):
+        resume(after, allow_changes=True, quiet=True)

@@ -330,7 +330,7 @@ def test_memory_that_runs_out_while_loading_is_no_fault_of_the_checkpoint(
             patch.setattr(other.optimizer, "load_state_dict", Mock(side_effect=error))
             with pytest.raises(type(error)):
                 resume(other, quiet=True)
-        assert not loading(first.run)
+        assert loading(first.run)["failures"] == 0
     assert resume(again(config, first.run), quiet=True).step == 6
 
 

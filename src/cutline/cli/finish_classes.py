@@ -218,7 +218,7 @@ def write_page(run: Path, config: Config, classifier: Classifier, found: Classif
     with torch.inference_mode():
         time = cost.time_per_picture(lambda: classifier.eval()((picture,)), seconds=0.2)
     facts["time"] = f"{time} for a picture by itself, decoded and resized, in PyTorch on this machine's CPU"
-    if held := result(run).memory or peak_memory():
+    if held := max(result(run).memory or 0, peak_memory() or 0):
         facts["memory"] = f"{held / 1e9:.2f} GB at the most while learning"
     return write_class_report(
         run / PLACES[config.task][1],

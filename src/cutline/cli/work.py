@@ -6,7 +6,7 @@ import contextlib
 import gc
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -226,8 +226,18 @@ def _learn(given: Any, trainer: Trainer, quiet: bool, alerts: Alerts) -> None:
     sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard and trainer.ranks.first else []
     loop = Loop(trainer, alerts, *sinks, quiet=quiet)
     figures = partial(_figures, loop)
-    with Health(trainer.run, health, journal, alerts, figures) if trainer.ranks.first else nullcontext():
+    gpus = _gpus(trainer)  # others are somebody else's business
+    with Health(trainer.run, health, journal, alerts, figures, gpus) if trainer.ranks.first else nullcontext():
         loop.train()
+
+
+def _gpus(trainer: Trainer) -> Collection[int] | None:
+    """The numbers of those that this run computes on here; None where it is not known."""
+    if trainer.device.type != "cuda":
+        return ()
+    if trainer.ranks.world > 1:  # a launcher may show each process its own only, and need not say how many there are
+        return range(trainer.ranks.here) if trainer.ranks.here > 1 else None
+    return (trainer.device.index or 0,)
 
 
 def _figures(loop: Loop) -> dict[str, float]:

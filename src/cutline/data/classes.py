@@ -9,6 +9,7 @@ from cutline.data.files import files_in, folders, read_lines
 from cutline.data.images import is_picture, walk
 
 _LISTS = "_annotations.txt"
+_LISTED = 5
 _BESIDE = (".txt", ".csv", ".json", ".xml", ".db", ".ini")
 """Endings of files that are often beside pictures and are none."""
 _PICTURES = "images"
@@ -68,7 +69,8 @@ def _read_folders(top: Path, classes: list[Path], split: str | None, draft: Draf
 
 
 def _endings(names: list[str]) -> str:
-    return ", ".join(sorted({Path(name).suffix.lower() or "no ending" for name in names}))
+    found = sorted({Path(name).suffix.lower() or "no ending" for name in names})
+    return ", ".join(found[:_LISTED]) + (", …" if found[_LISTED:] else "")
 
 
 def _read_list(file: Path, split: str | None, draft: Draft) -> None:

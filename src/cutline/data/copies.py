@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cutline.console import go_on
 from cutline.data.corpus import Problem, Sample
 
 _hash: Callable[[bytes], Any]
@@ -25,6 +26,7 @@ def copies_among(sizes: Mapping[Path, int | None]) -> tuple[tuple[Path, ...], ..
     by_content: dict[tuple[int, bytes], list[Path]] = {}
     for size, images in by_size.items():
         for image in images if len(images) > 1 else ():
+            go_on()
             by_content.setdefault((size, _digest(image)), []).append(image)
     return tuple(tuple(images) for images in by_content.values() if len(images) > 1)
 

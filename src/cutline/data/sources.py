@@ -17,6 +17,8 @@ from cutline.data.labels import evenly, oddities
 from cutline.data.readers import read_corpus
 
 _LISTED = 5
+COMPARED = 50_000
+"""Most pictures that are looked through for copies when a run begins; `cutline data inspect` compares any number."""
 
 
 def read(config: Config, *, quiet: bool = False) -> Corpus:
@@ -46,7 +48,8 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
         chosen = {s.id for s in (evenly(training, data.limit) if has_classes else training[: data.limit])}
         corpus = replace(corpus, samples=tuple(s for s in corpus.samples if s.split != "train" or s.id in chosen))
     if not quiet and has_classes:
-        copies = copies_among(sizes_of(corpus.samples))
+        few = len(corpus) <= COMPARED  # of many, most have another of their size, and all would be read
+        copies = copies_among(sizes_of(corpus.samples)) if few else ()
         if odd := oddities(corpus.samples) + contradictions(corpus.samples, copies):
             say(summary("classes", odd, _LISTED))
     return corpus

@@ -164,4 +164,6 @@ def _asked(config: Config) -> str:
     tables = configuration.to_dict(config)
     tables.pop("health")
     tables.pop("processes")
+    if tables["training"]["optimizer"] == "adamw":  # as of a run from before there was another
+        tables["training"].pop("optimizer")
     return hashlib.sha256(json.dumps(tables, sort_keys=True).encode()).hexdigest()[:32]

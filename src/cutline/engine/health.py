@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any
@@ -50,8 +50,19 @@ def check(config: HealthConfig) -> None:
 class Health:
     """Looks at machine and run in a thread of its own, from `with` to its end."""
 
-    def __init__(self, run: Path, config: HealthConfig, journal: Journal, alerts: Warn, figures: Figures) -> None:
-        """`figures` is the run's own part: see `_FIGURES` for those that have a meaning here."""
+    def __init__(
+        self,
+        run: Path,
+        config: HealthConfig,
+        journal: Journal,
+        alerts: Warn,
+        figures: Figures,
+        gpus: Collection[int] | None = None,
+    ) -> None:
+        """`figures` is the run's own part: see `_FIGURES` for those that have a meaning here; `gpus` those that it
+        computes on, if it is not on all that are there.
+        """
+        self.gpus = gpus
         self.run, self.config, self.journal, self.alerts, self.figures = run, config, journal, alerts, figures
         self._metrics = _Metrics(run.resolve().name) if config.port else None
         self._thread = Thread(target=self._work, name="health", daemon=True)
@@ -97,7 +108,7 @@ class Health:
                 self._failed = True
 
     def _look(self) -> None:
-        seen, figures = sample(self.run), dict(self.figures())
+        seen, figures = sample(self.run, gpus=self.gpus), dict(self.figures())
         if self._metrics:
             self._metrics.latest = seen, figures
         changed = False

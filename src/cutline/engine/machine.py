@@ -13,7 +13,7 @@ import functools
 import importlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -55,8 +55,8 @@ class Sample:
     gpus: tuple[Gpu, ...]
 
 
-def sample(run: Path, root: Path = ROOT) -> Sample:
-    """The machine now, with the disk that the run folder is on."""
+def sample(run: Path, root: Path = ROOT, *, gpus: Collection[int] | None = None) -> Sample:
+    """The machine now, with the disk that the run folder is on, and all GPUs unless it is told which of them."""
     memory, disk = psutil.virtual_memory(), shutil.disk_usage(run)
     group = min(control_groups.memory(root), key=lambda each: each.left, default=control_groups.Memory(0, 0))
     return Sample(
@@ -68,7 +68,7 @@ def sample(run: Path, root: Path = ROOT) -> Sample:
         disk_free=disk.free,
         disk_total=disk.total,
         cpu=psutil.cpu_percent() / 100,
-        gpus=tuple(_gpus()),
+        gpus=tuple(gpu for gpu in _gpus() if gpus is None or gpu.index in gpus),
     )
 
 

@@ -68,6 +68,8 @@ def _load_changed(trainer: Trainer, saved: Checkpoint, changes: list[str]) -> No
     except (CutlineError, OSError):
         raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ConfigError(
             f"{trainer.run} cannot go on with what was changed: {'; '.join(changes)} ({error})",
             fix="put back what the weights or their optimizer hang on; or --new for a new run",
@@ -172,7 +174,6 @@ def _load(trainer: Trainer, saved: Checkpoint) -> None:
         trainer.restore(saved)
     except Exception as error:
         if out_of_memory(error):  # which says nothing of the checkpoint
-            note.unlink(missing_ok=True)
             raise
         if trainer.ranks.first:
             load_failed(trainer.run, f"{type(error).__name__}: {error}")

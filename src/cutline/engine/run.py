@@ -31,6 +31,7 @@ from cutline.engine.batches import Batches, Captions, Labels
 from cutline.engine.checkpoint import Checkpoints, seal, unsealed
 from cutline.engine.classes import BothTask, ClassTask, evening, numbered
 from cutline.engine.known import Known
+from cutline.engine.muon import suits
 from cutline.engine.ranks import ALONE, Ranks
 from cutline.engine.runtime import Device, choose_device, choose_precision, use_threads
 from cutline.engine.schedule import GRAIN, grown
@@ -118,6 +119,10 @@ def prepare(
     if not begun and weights.is_frozen(model.encoder) and not begins_learned(config.encoder):
         say("the encoder's weights are random, and it does not learn them (--train-encoder all)", quiet=quiet)
     model = model.to(device.torch)
+    if config.training.optimizer == "muon" and not any(
+        suits(p) and p.requires_grad for p in model.encoder.parameters()
+    ):
+        say("the encoder has no convolutions that learn, and so all of it learns as by adamw", quiet=quiet)
     if config.pictures.grow < 1:
         config = _grown(config, model.encoder, quiet)
         whole = whole if whole.stages else config

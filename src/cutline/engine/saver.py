@@ -46,7 +46,7 @@ class Saver:
         self.checkpoints, self.config, self.journal, self.warn = checkpoints, config, journal, warn
         self.newest: Checkpoint | None = None
         self.newest_time = self._tried = time.monotonic()
-        self._failed = False
+        self._failed = self._slow = False
         self._step = self._bytes = 0
         self._snapshot = Snapshot()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
@@ -68,8 +68,7 @@ class Saver:
 
     def due(self, step: int) -> bool:
         """Whether to save at this step. Never while a save is under way: a slow disk must not hold up training."""
-        if self._pending and not self._pending.done():
-            self._tell_if_slow()
+        if self._is_writing():
             return False
         since = time.monotonic() - self._tried
         if self._failed:
@@ -98,20 +97,25 @@ class Saver:
 
         A disk that does not answer is waited for, and is no hang: starting again would lose what is to be saved.
         """
-        while self._pending and wait([self._pending], timeout=1.0).not_done:
-            self._tell_if_slow()
+        if self._pending is None:
+            return
+        while self._is_writing():
+            wait([self._pending], timeout=1.0)
             go_on()
-        if self._pending:
-            self._pending.result()
+        self._pending.result()
 
-    def _tell_if_slow(self) -> None:
+    def _is_writing(self) -> bool:
+        """Whether a save is under way; it is told when that takes long, and when it is over."""
+        writing = self._pending is not None and not self._pending.done()
         took, allowed = time.monotonic() - self._tried, SLOW_SECONDS + self._bytes / SLOW_BYTES
-        if took > allowed:
-            self.warn(
-                "save",
-                f"step {self._step} is not saved after {allowed:.0f} s: the disk is slow, or does not answer",
-                "look at the disk; training waits for it when the next checkpoint is due, and at its end",
-            )
+        if writing and took > allowed and not self._slow:
+            what = f"step {self._step} is not saved after {allowed:.0f} s: the disk is slow, or does not answer"
+            self.warn("slow_disk", what, "look at the disk; at the end of an epoch training waits for it")
+            self._slow = True
+        elif self._slow and not writing:
+            self.warn("slow_disk", "", "")
+            self._slow = False
+        return writing
 
     def must_have(self, step: int) -> Checkpoint:
         """The checkpoint of this step, once it is on disk; an error if it could not be written."""

@@ -319,10 +319,12 @@ class Trainer:
     def restore(self, saved: Checkpoint) -> None:
         weights.load(self.task.model, snapshot.tensors(saved, "model"))
         state = saved.state
-        decays = [group["weight_decay"] for group in self.optimizer.param_groups]
+        asked = [{name: group[name] for name in ("weight_decay", "muon")} for group in self.optimizer.param_groups]
+        if [group.get("muon", False) for group in state["groups"]] != [group["muon"] for group in asked]:
+            raise ValueError("what one optimizer knows is of no use to another")
         snapshot.unpack_optimizer(self.optimizer, snapshot.tensors(saved, "optimizer"), state["groups"])
-        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay  # as it is asked for now
+        for group, settings in zip(self.optimizer.param_groups, asked, strict=True):
+            group |= settings  # as they are asked for now
         if state["scaler"]:  # of another precision there is none: it begins anew
             self.precision.scaler.load_state_dict(state["scaler"])
         if self.average:  # likewise
