@@ -179,5 +179,5 @@ Trainer._part = fail_once
     done = under_torchrun(tmp_path, change, "--preset", "scenes", "--config", still, "--data", scenes_folder)
     assert done.returncode == 0, done.stderr
     assert "batches are now learned from in 2 parts" in done.stderr
-    (run,) = (tmp_path / "runs").glob("*-scenes")
+    run = Path(done.stdout.splitlines()[-1])
     assert json.loads(next((run / "checkpoints").glob("step-*/state.json")).read_text())["progress"]["split"] == 2
