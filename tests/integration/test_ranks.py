@@ -133,11 +133,12 @@ runpy.run_module("cutline", run_name="__main__")
 """
 
 
-def under_torchrun(place: Path, change: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def under_torchrun(place: Path, config: Path, data: Path | str, change: str) -> subprocess.CompletedProcess[str]:
     """`cutline train` in two processes, after a `change` that may be of one of them."""
     (place / "changed.py").write_text(CHANGED.format(change=change))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(place / "changed.py"), "train", *map(str, arguments), "--output", str(place / "runs")]
+    command += [str(place / "changed.py"), "train", "--preset", "scenes", "--config", str(config), "--data", str(data)]
+    command += ["--output", str(place / "runs")]
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment, cwd=place)
 
@@ -148,8 +149,7 @@ def test_machines_that_do_not_see_the_same_data_do_not_begin(tmp_path: Path, sti
         shutil.copytree(scenes_folder, tmp_path / name / "data")
     rows = (tmp_path / "other" / "data" / "scenes.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "other" / "data" / "scenes.jsonl").write_text("".join(rows[:-1]))
-    change = "os.chdir('other' if second else 'one')"
-    done = under_torchrun(tmp_path, change, "--preset", "scenes", "--config", still, "--data", "data")
+    done = under_torchrun(tmp_path, still, "data", "os.chdir('other' if second else 'one')")
     assert done.returncode != 0
     assert "the processes do not see the same pictures and captions: 96 to learn from" in done.stderr
 
@@ -157,8 +157,7 @@ def test_machines_that_do_not_see_the_same_data_do_not_begin(tmp_path: Path, sti
 @pytest.mark.slow
 def test_what_stops_one_of_the_ranks_is_said(tmp_path: Path, still: Path, scenes_folder: Path) -> None:
     shutil.copytree(scenes_folder, tmp_path / "data")
-    change = "os.chdir('/' if second else '.')"
-    done = under_torchrun(tmp_path, change, "--preset", "scenes", "--config", still, "--data", "data")
+    done = under_torchrun(tmp_path, still, "data", "os.chdir('/' if second else '.')")
     assert done.returncode != 0
     assert "rank 1: there is no data" in done.stderr
 
@@ -176,7 +175,7 @@ def fail_once(*arguments):
     return part(*arguments)
 Trainer._part = fail_once
 """
-    done = under_torchrun(tmp_path, change, "--preset", "scenes", "--config", still, "--data", scenes_folder)
+    done = under_torchrun(tmp_path, still, scenes_folder, change)
     assert done.returncode == 0, done.stderr
     assert "batches are now learned from in 2 parts" in done.stderr
     run = Path(done.stdout.splitlines()[-1])
