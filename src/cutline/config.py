@@ -311,6 +311,11 @@ class Config:
         return from_dict(self.stages[number], dataclasses.replace(self, stages=()))
 
     @property
+    def all_stages(self) -> tuple[Config, ...]:
+        """The settings of each; of a run without stages, its own."""
+        return tuple(self.stage(number) for number in range(max(1, len(self.stages))))
+
+    @property
     def metric(self) -> str:
         """The validation score that picks the best weights."""
         named = self.training.metric

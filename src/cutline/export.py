@@ -30,13 +30,13 @@ from cutline.errors import ConfigError
 from cutline.models.captioner import Captioner, TorchStep
 from cutline.models.classifier import Classifier
 from cutline.models.compact import Weights, compact
-from cutline.models.onnx import export_encoder, export_module
+from cutline.models.onnx import export_module
 from cutline.predict import load
 from cutline.search import search
 
 CARD = "README.md"
-
-__all__ = ["Agreement", "check_bundle", "check_classifier", "export_bundle", "export_classifier", "export_encoder"]
+LEAST = 0.99
+"""Share of a bundle's answers that must be the same: a few beams lie so close that the last bit of a sum decides."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,10 @@ class Agreement:
     same: int
     answers: int
     what: str
-    least: float = 0.99
-    """Share that must be the same: a few beams lie so close that the last bit of a sum decides between them."""
 
     @property
     def reached(self) -> bool:
-        return self.same >= self.least * self.answers
+        return self.same >= LEAST * self.answers
 
     def __str__(self) -> str:
         return f"{self.same} of {self.answers} {self.what} are the same as in PyTorch"
@@ -168,7 +166,7 @@ def check_bundle(captioner: Captioner, bundle: Path, pictures: Sequence[Picture]
             pixels = torch.from_numpy(np.stack([ours.pixels(picture) for picture in part]))
             expected = search(
                 step, (pixels.permute(0, 3, 1, 2),), words.begin(lang), words.end, words.forbidden, ours.settings,
-                words.content, ours.opinion(lang),
+                words.content(lang), ours.opinion(lang),
             )  # fmt: skip
             captions = ours.caption(part, batch=batch, lang=lang)
             same += sum(words.decode(best[0].tokens) == found.text for best, found in zip(expected, captions))

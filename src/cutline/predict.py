@@ -163,8 +163,8 @@ class Captioner:
         words, captions = self.words, []
         begin = words.begin(plan.lang)
         found = search(
-            self._model, pixels, begin, words.end, words.forbidden, plan.settings, words.content,
-            self.opinion(plan.lang),
+            self._model, pixels, begin, words.end, words.forbidden, plan.settings,
+            words.content(plan.lang), self.opinion(plan.lang),
         )  # fmt: skip
         for hypotheses in found:
             best, *others = (self._read(hypothesis, plan) for hypothesis in hypotheses)

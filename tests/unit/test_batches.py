@@ -169,6 +169,24 @@ def test_a_picture_with_captions_of_unknown_sides_is_not_mirrored(samples: list[
             assert (batch.inputs[0][:, 0, 0, 0] < batch.inputs[0][:, 0, 0, -1]).all()
 
 
+def test_a_language_of_unknown_sides_leaves_the_others_their_mirror(samples: list[Sample]) -> None:
+    """A picture is mirrored whenever none of the captions that it shows is in that language."""
+    both = [replace(sample, captions={**sample.captions, "ja": ("左に犬",)}) for sample in samples]
+    words = Words.learn({lang: both[0].captions[lang] for lang in ("en", "ja")}, WordsConfig(min_count=1))
+    config = PicturesConfig(augment_flip=True)
+    captions = Captions(both, words, ["en", "ja"], longest=40, mirror_too=True)
+    source, names = PictureSource(both, Transform(size=SIDE), config), [sample.id for sample in both]
+    data = Batches(source, captions, config, names=names, seed=5, batch=7, rows=1)
+    seen = set()
+    for epoch in range(12):
+        for batch in data.iterate(epoch, 0, 0):
+            turned = batch.inputs[0][:, 0, 0, 0] > batch.inputs[0][:, 0, 0, -1]
+            assert (turned == batch.mirrored).all()
+            for flip, begin in zip(turned.tolist(), batch.tokens[:, 0, 0].tolist(), strict=True):
+                seen.add((flip, words.language(begin)))
+    assert seen == {(True, "en"), (False, "en"), (False, "ja")}
+
+
 def test_crops_and_colours_change_pictures_but_not_what_is_kept(samples: list[Sample], words: Words) -> None:
     data = batches(samples, words, PicturesConfig(augment_crop=0.4, augment_colour=0.5), batch=COUNT)
     (first,) = data.iterate(0, 0, 0)

@@ -68,22 +68,62 @@ def test_given_weights_are_used_as_they_are_and_learn_on(tmp_path: Path) -> None
     assert {tuned.encoder.weights, frozen.encoder.weights} == {"w"}
 
 
+def understood(folder: Path, *arguments: str) -> tuple[Grid, list[verb.Baseline]]:
+    """What the command makes of its arguments."""
+    made = form("Classify", verb._ABOUT, verb.Switches, without=verb._WITHOUT)
+    always = ["--data", "x", "--out", str(folder / "out"), "--networks", "cnn"]
+    return verb._planned(parse(made, [*always, *arguments], verb="benchmark classify"))
+
+
 def test_a_size_that_is_asked_for_counts_for_more_than_that_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "small.toml"
     file.write_text("[pictures]\nsize = 32\n")
-    arguments = ["--data", "x", "--out", str(tmp_path / "out"), "--config", str(file), "--networks", "cnn"]
-    made = form("Classify", verb._ABOUT, verb.Switches, without=verb._WITHOUT)
-    given = [parse(made, [*arguments, *more], verb="benchmark classify") for more in ([], ["--size", "48"])]
-    assert [verb._planned(each)[0].base.pictures.size for each in given] == [32, 48]
+    found = [understood(tmp_path, "--config", str(file), *more) for more in ([], ["--size", "48"])]
+    assert [networks.base.pictures.size for networks, _ in found] == [32, 48]
 
 
 def test_what_needs_no_learning_is_judged_by_all_pictures_too(tmp_path: Path) -> None:
     file = tmp_path / "few.toml"
     file.write_text("[training]\nvalidate_limit = 10\n")
-    arguments = ["--data", "x", "--out", str(tmp_path / "out"), "--config", str(file), "--networks", "cnn"]
-    made = form("Classify", verb._ABOUT, verb.Switches, without=verb._WITHOUT)
-    networks, baselines = verb._planned(parse(made, arguments, verb="benchmark classify"))
+    networks, baselines = understood(tmp_path, "--config", str(file))
     assert {networks.base.training.validate_limit, *(b.config.training.validate_limit for b in baselines)} == {0}
+
+
+def test_several_encoders_bring_their_weights(tmp_path: Path) -> None:
+    given = ["--encoder", "vgg16", "resnet50:in_chans=3", "--weights", "one.safetensors", "two.safetensors"]
+    made, baselines = understood(tmp_path, *given)
+    weights = {trial.cell.name: trial.config.encoder.weights for trial in made.trials}
+    assert weights == {
+        "cnn": "none",
+        "vgg16, fine-tuned": "one.safetensors",
+        "vgg16, as it is": "one.safetensors",
+        "resnet50, fine-tuned": "two.safetensors",
+        "resnet50, as it is": "two.safetensors",
+    }
+    assert config_of(made, "resnet50, as it is").encoder.name == "resnet50:in_chans=3"
+    ways = ("nearest pictures", "logistic regression")
+    expected = {f"{name}, {way}": name for name in ("pixels", "vgg16", "resnet50") for way in ways}
+    assert {each.name: each.config.encoder.name.partition(":")[0] for each in baselines[2:]} == {
+        name: encoder for name, encoder in expected.items() if encoder != "pixels"
+    }
+    assert {each.name for each in baselines} == set(expected)
+
+
+def test_the_same_encoder_with_several_weights_is_called_by_them(tmp_path: Path) -> None:
+    given = ["--encoder", "vgg16", "vgg16", "--weights"]
+    made, _ = understood(tmp_path, *given, "one.safetensors", "two.safetensors")
+    assert {"vgg16 (one), as it is", "vgg16 (two), as it is"} < {trial.cell.name for trial in made.trials}
+    with pytest.raises(ConfigError, match="two weights are called"):
+        understood(tmp_path, *given, "here/one.safetensors", "there/one.safetensors")
+
+
+@pytest.mark.parametrize(
+    "given", [("--encoder", "vgg16"), ("--encoder", "vgg16", "resnet50", "--weights", "one.safetensors")]
+)
+def test_encoders_without_weights_are_refused(tmp_path: Path, given: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigError, match="of --encoder") as caught:
+        understood(tmp_path, *given)
+    assert "--networks" in str(caught.value.fix)
 
 
 def measured(accuracy: float, **other: object) -> Measured:
@@ -194,7 +234,7 @@ def test_baselines_are_judged_on_what_the_networks_are(
     ("arguments", "match"),
     [
         (["--minutes", "0"], "--minutes 0"),
-        (["--encoder", "vgg16"], "comes without weights"),
+        (["--encoder", "vgg16"], "1 of --encoder, 0 of --weights"),
         (["--seeds", "0,0"], "--seeds"),
         (["--weights", "nowhere.safetensors", "--seeds", "x"], "--seeds"),
     ],

@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 from cutline import config as configuration
 from cutline.config import Config
 from cutline.data.corpus import Sample
-from cutline.engine import folder, run, weights
+from cutline.engine import folder, run, trained, weights
 from cutline.engine.batches import Batch
 from cutline.engine.classes import BothTask, ClassTask
 from cutline.engine.known import Known
@@ -145,7 +145,7 @@ def test_it_learns_what_is_easy_and_keeps_the_best(config: Config) -> None:
     events = [json.loads(line) for line in (trainer.run / "events.jsonl").read_text().splitlines()]
     validations = [event for event in events if event["kind"] == "validation"]
     assert at.best == max(event["accuracy"] for event in validations) > 80
-    classifier, names, _ = run.load_classifier(trainer.run)
+    classifier, names, _ = trained.load_classifier(trainer.run)
     assert names == ("blue", "green", "red")
     assert isinstance(classifier, Classifier)
     task = ClassTask(trainer.task.config, classifier, names, trainer.task.samples, trainer.task.source)  # type: ignore[attr-defined]
@@ -153,7 +153,7 @@ def test_it_learns_what_is_easy_and_keeps_the_best(config: Config) -> None:
     assert again is not None
     assert again.scores.accuracy == pytest.approx(at.best)
     with pytest.raises(ModelError, match="has learned classes and no captions"):
-        run.load_captioner(trainer.run)
+        trained.load_captioner(trainer.run)
 
 
 def test_stored_features_hold_no_regions_that_nobody_reads(
@@ -375,8 +375,8 @@ def test_a_run_of_both_is_a_captioner_and_a_classifier(both: Config) -> None:
     found = next(event for event in events if event["kind"] == "validation")
     assert found["en_cider"] == pytest.approx(at.best, abs=1e-3)
     assert 0 <= found["accuracy"] <= 100
-    captioner, words, _ = run.load_captioner(trainer.run)
-    classifier, names, _ = run.load_classifier(trainer.run)
+    captioner, words, _ = trained.load_captioner(trainer.run)
+    classifier, names, _ = trained.load_classifier(trainer.run)
     assert isinstance(captioner, Captioner)
     assert len(names) > 2
     assert words.languages == ("en",)

@@ -17,7 +17,7 @@ from cutline.cli import evaluate, export, finish_classes
 from cutline.cli.pictures import find_model
 from cutline.config import Config
 from cutline.data.sources import read
-from cutline.engine import folder, run, tidy
+from cutline.engine import folder, run, tidy, trained
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.estimate import dry_run
 from cutline.engine.loop import train
@@ -68,7 +68,7 @@ def test_a_bundle_that_is_made_later_is_calibrated_too(config: Config, tmp_path:
     finish_classes.export(trainer.run, tmp_path / "later")
     calibrated = load(tmp_path / "later").temperature
     assert calibrated != 1.0
-    finish_classes.finish(trainer.run, run.read(config, quiet=True), "val", quiet=True)
+    finish_classes.finish(trainer.run, run.read(config, quiet=True), quiet=True)
     assert load(trainer.run / "bundle").temperature == pytest.approx(calibrated)
 
 
@@ -80,13 +80,13 @@ def test_a_bundle_that_does_not_do_as_pytorch_does_takes_no_place(
     trainer = trainer_of(config)
     train(trainer, quiet=True)
     corpus = run.read(config, quiet=True)
-    finish_classes.finish(trainer.run, corpus, "val", quiet=True)
+    finish_classes.finish(trainer.run, corpus, quiet=True)
     bundle = trainer.run / "bundle"
     before = {path.name: path.read_bytes() for path in bundle.iterdir()}
     assert before["README.md"].startswith(b"# bundle\n")
     monkeypatch.setattr("cutline.export.check_classifier", lambda *_: Agreement(0, 4, "classes"))
     with pytest.raises(ModelError, match="does not classify as PyTorch does"):
-        finish_classes.finish(trainer.run, corpus, "val", quiet=True)
+        finish_classes.finish(trainer.run, corpus, quiet=True)
     assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
     assert unchecked(bundle).is_dir()
     with pytest.raises(ModelError, match="does not do as PyTorch does"):
@@ -103,20 +103,20 @@ def test_an_encoder_that_has_changed_on_the_disk_is_refused_and_named(config: Co
     trainer = trainer_of(config)
     train(trainer, quiet=True)
     file = trainer.run / "encoder-0.safetensors"
-    run.load_classifier(trainer.run)
+    trained.load_classifier(trainer.run)
     assert {each.what: each.state for each in tidy.verify(Run(trainer.run))}[file.name] == "ok"
     data = bytearray(file.read_bytes())
     data[-5] ^= 1
     file.write_bytes(data)
     with pytest.raises(ModelError, match=r"encoder-0\.safetensors is damaged: .* does not match its hash"):
-        run.load_classifier(trainer.run)
+        trained.load_classifier(trainer.run)
     assert {each.what: each.state for each in tidy.verify(Run(trainer.run))}[file.name] == "damaged"
 
 
 def test_the_page_tells_what_the_classifier_costs_and_the_card_what_was_not_calibrated(config: Config) -> None:
     trainer = trainer_of(changed(config, encoder=SMALL_CNN))
     train(trainer, quiet=True)
-    finish_classes.finish(trainer.run, read(config, quiet=True), "val", quiet=True)
+    finish_classes.finish(trainer.run, read(config, quiet=True), quiet=True)
     page = " ".join(re.sub("<[^>]*>", " ", (trainer.run / "report.html").read_text()).split())
     assert re.search(r"parameters 0\.\d\d M multiply-adds \d+ M for a picture", page)
     assert re.search(r"time [\d.]+ ms \([\d.]+ to [\d.]+\) for a picture by itself", page)

@@ -14,9 +14,11 @@ import pytest
 import torch
 
 from cutline import config as configuration
+from cutline import console
 from cutline.config import Config
-from cutline.engine import choose, journal, run, weights
+from cutline.engine import choose, journal, run, trained, weights
 from cutline.engine.batches import Batch
+from cutline.engine.estimate import dry_run
 from cutline.engine.loop import Loop, train
 from cutline.engine.sources import PictureSource
 from cutline.engine.task import Validation
@@ -171,14 +173,14 @@ def test_the_best_weights_are_loaded_not_the_last(config: Config, monkeypatch: p
     scores = iter([10.0, 30.0, 20.0])
     monkeypatch.setattr(Validation, "metric", lambda self, name: next(scores))
     train(trainer, quiet=True)
-    best = run.load_captioner(trainer.run)[0]
-    chosen = run.load_captioner(trainer.run, step=2 * trainer.steps_per_epoch)[0]
-    last = run.load_captioner(trainer.run, step=3 * trainer.steps_per_epoch)[0]
+    best = trained.load_captioner(trainer.run)[0]
+    chosen = trained.load_captioner(trainer.run, step=2 * trainer.steps_per_epoch)[0]
+    last = trained.load_captioner(trainer.run, step=3 * trainer.steps_per_epoch)[0]
     for name, value in weights.learned(best).items():
         assert torch.equal(value, weights.learned(chosen)[name])
     assert any(not torch.equal(v, weights.learned(last)[name]) for name, v in weights.learned(best).items())
     with pytest.raises(ModelError, match="no valid checkpoint of step 5"):
-        run.load_captioner(trainer.run, step=5)
+        trained.load_captioner(trainer.run, step=5)
 
 
 def test_of_a_search_that_was_half_written_nothing_is_taken(config: Config) -> None:
@@ -188,13 +190,14 @@ def test_of_a_search_that_was_half_written_nothing_is_taken(config: Config) -> N
     whole = json.dumps({"chosen": {"beam": 7, "length_penalty": 0.4}})
     for text, beam in ((whole, 7), (whole[:20], 1), ("", 1), ("{}", 1), ("[]", 1), ('{"chosen": {"bean": 7}}', 1)):
         note.write_text(text)
-        assert run.load_captioner(trainer.run)[2].search.beam == beam, text
+        assert trained.load_captioner(trainer.run)[2].search.beam == beam, text
 
 
 @pytest.mark.parametrize("num", [1, 3])
 def test_the_search_that_is_chosen_writes_as_many_captions_as_are_asked_for(config: Config, num: int) -> None:
     config = replace(config, search=replace(config.search, num=num, beam=3))
     trainer = trainer_of(config, epochs=1)
+    train(trainer, quiet=True)
     judge = list(trainer.task.samples)[:4]
     model, words = trainer.task.model, run.Known.load(trainer.run, "captions").words
     found = choose.choose_search(trainer.run, model, words, config, judge, quiet=True)
@@ -202,6 +205,56 @@ def test_the_search_that_is_chosen_writes_as_many_captions_as_are_asked_for(conf
     assert choose.chosen(trainer.run, config.search) == found
     tried = json.loads((trainer.run / choose.FILE).read_text())["tried"]
     assert {each["beam"] for each in tried} == {beam for beam in choose.BEAMS if beam >= num}
+
+
+def test_who_is_stopped_while_choosing_a_search_goes_on_with_the_next(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = trainer_of(config, epochs=1)
+    train(trainer, quiet=True)
+    judge = list(trainer.task.samples)[:6]
+    model, words = trainer.task.model, run.Known.load(trainer.run, "captions").words
+    plain, left, searched = choose._find, [3], list[tuple[int, float]]()
+
+    def find(model: Any, words: Any, config: Config, *rest: Any) -> Any:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        searched.append((config.search.beam, config.search.length_penalty))
+        return plain(model, words, config, *rest)
+
+    monkeypatch.setattr(choose, "_find", find)
+    with pytest.raises(KeyboardInterrupt):
+        choose.choose_search(trainer.run, model, words, config, judge, quiet=True)
+    assert choose.chosen(trainer.run, config.search) == config.search  # nothing is chosen yet
+    left[0] = 1000
+    stopped = choose.choose_search(trainer.run, model, words, config, judge, quiet=True)
+    told = (trainer.run / choose.FILE).read_bytes()
+    assert len(searched) == len(set(searched)) == len(choose.BEAMS) + len(choose.PENALTIES) - 1
+
+    searched.clear()
+    (trainer.run / choose.FILE).unlink()
+    assert choose.choose_search(trainer.run, model, words, config, judge, quiet=True) == stopped
+    assert (trainer.run / choose.FILE).read_bytes() == told
+    count = len(searched)
+    choose.choose_search(trainer.run, model, words, config, judge[1:], quiet=True)  # what other pictures say is new
+    assert len(searched) == 2 * count
+
+
+def test_seeing_the_pictures_before_a_search_is_no_standstill(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of(config)
+    samples = trainer.task.samples
+    seen = list[None]()
+    monkeypatch.setattr(console, "gone_on", [lambda: seen.append(None)])
+    choose.Encoded.of(trainer.task.model, samples, config, quiet=True)
+    assert len(seen) == -(-len(samples) // config.training.batch) > 1
+
+
+def test_a_dry_run_counts_the_choice_of_a_search(config: Config) -> None:
+    plain = dry_run(config, quiet=True)
+    choosing = dry_run(replace(config, training=replace(config.training, choose_search=True)), quiet=True)
+    assert "to choose the search" in choosing.words
+    assert "to choose the search" not in plain.words
 
 
 def test_no_search_is_chosen_by_pictures_that_are_gone(config: Config) -> None:
@@ -216,7 +269,7 @@ def test_the_average_is_what_is_loaded(config: Config) -> None:
     trainer = trainer_of(config, epochs=1, ema=0.9)
     train(trainer, quiet=True)
     assert trainer.average is not None
-    loaded = weights.learned(run.load_captioner(trainer.run)[0])
+    loaded = weights.learned(trained.load_captioner(trainer.run)[0])
     assert all(torch.equal(loaded[name], value) for name, value in trainer.average.mean.items())
     raw = weights.learned(trainer.task.model)
     assert any(not torch.equal(loaded[name], raw[name]) for name in trainer.average.mean)

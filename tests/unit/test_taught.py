@@ -16,7 +16,7 @@ from cutline import config as configuration
 from cutline.cli import work
 from cutline.cli.train import FLAGS, resolve, settle
 from cutline.config import Config
-from cutline.engine import folder, run, taught
+from cutline.engine import folder, run, taught, trained
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.loop import Stopped, train
 from cutline.engine.ranks import ALONE
@@ -68,7 +68,7 @@ def tensors(model: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("part", ["nothing", "all", "auto"])
 def test_a_captioner_begins_with_the_encoder_of_a_classifier(classes: Config, teacher: Path, part: str) -> None:
     prepared = run.prepare(pupil(classes, teacher, train=part), quiet=True)
-    given, learned = tensors(prepared.model), tensors(run.load_classifier(teacher)[0])
+    given, learned = tensors(prepared.model), tensors(trained.load_classifier(teacher)[0])
     assert given.keys() == learned.keys()
     assert all(torch.equal(given[name], learned[name]) for name in given)
     fresh = tensors(run.prepare(configuration.from_dict({"task": "captions"}, classes), quiet=True).model)
@@ -84,7 +84,7 @@ def test_what_the_pupil_has_learned_needs_no_teacher(classes: Config, teacher: P
     place = run.create(prepared, _made(tmp_path / "pupil"))
     train(run.trainer(prepared, place), quiet=True)
     shutil.rmtree(copy)
-    given, learned = tensors(run.load_captioner(place)[0]), tensors(run.load_classifier(teacher)[0])
+    given, learned = tensors(trained.load_captioner(place)[0]), tensors(trained.load_classifier(teacher)[0])
     assert all(torch.equal(given[name], learned[name]) for name in given)
 
 
@@ -106,7 +106,7 @@ def test_what_it_began_with_may_be_gone_when_it_goes_on(
     if begun_with == "teacher":
         shutil.copytree(teacher, tmp_path / "given")
     else:
-        learned = {name: value.contiguous() for name, value in tensors(run.load_classifier(teacher)[0]).items()}
+        learned = {name: value.contiguous() for name, value in tensors(trained.load_classifier(teacher)[0]).items()}
         safetensors.torch.save_file(learned, tmp_path / "given.safetensors")
         (tmp_path / "given.txt").write_text("red 1 2 3 4\nblue 2 3 4 1\n")
         tables["encoder"] |= {"weights": str(tmp_path / "given.safetensors")}

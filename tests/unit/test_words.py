@@ -310,10 +310,18 @@ def test_reading_captions_needs_the_standard_library_alone(kind: str, tmp_path: 
 )
 def test_nothing_is_said_once_in_a_language_whose_articles_are_not_known(lang: str, text: str, known: bool) -> None:
     words = Words.learn({lang: [text]}, WordsConfig(min_count=1))
-    assert bool(words.content) == known
+    assert bool(words.content(lang)) == known
+
+
+def test_a_language_whose_articles_are_not_known_takes_nothing_from_the_others() -> None:
+    texts = {"en": ["a man with a dog"], "nl": ["een man met een hond"]}
+    words = Words.learn(texts, WordsConfig(min_count=1))
+    assert {words.pieces[i] for i in words.content("en")} >= {"man", "dog"}
+    assert words.content("nl") == ()
+    assert [words.language(words.begin(lang)) for lang in texts] == list(texts)
 
 
 def test_words_of_content_are_told_from_those_that_hold_a_sentence_together() -> None:
     texts = {"en": ["A dog and a cat in the snow , 2 of them"], "de": ["Ein Hund und eine Katze im Schnee"]}
     words = Words.learn(texts, WordsConfig(min_count=1))
-    assert {words.pieces[i] for i in words.content} == {"dog", "cat", "snow", "hund", "katze", "schnee"}
+    assert {words.pieces[i] for i in words.content("de")} == {"dog", "cat", "snow", "hund", "katze", "schnee"}

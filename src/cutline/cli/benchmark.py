@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 _ABOUT = """Teach our networks and well-known ones to classify the same pictures, each for the same minutes.
 
-They learn from nothing; with --weights, the encoder whose weights those are is also used as it is and learns on. Beside
-them stand the nearest pictures and logistic regression. Nothing is chosen on the pictures that are judged. The same
-command goes on where it was stopped. Of cutline train it takes what has to do with the data and the learning."""
+They learn from nothing; with --weights, the encoders whose weights those are are also used as they are and learn on.
+Beside them stand the nearest pictures and logistic regression. Nothing is chosen on the pictures that are judged. The
+same command goes on where it was stopped. Of cutline train it takes what has to do with the data and the learning."""
 _WITHOUT = (
-    *("name", "seed", "output", "task", "languages", "train_encoder", "decoder", "attention", "hidden", "words"),
-    *("embeddings", "epochs", "patience", "beam"),
+    *("name", "seed", "output", "task", "languages", "encoder", "weights", "train_encoder", "decoder", "attention"),
+    *("hidden", "words", "embeddings", "epochs", "patience", "beam"),
 )
 NETWORKS = ("dnn", "cnn:width=32", "cnn", "cnn:depth=2", "resnet18", "mobilenetv2_100", "efficientnet_b0")
 MINUTES = 10.0
@@ -41,12 +41,16 @@ class Switches:
     """For the runs, a folder each, and for table.md, table.json and plot.png."""
     networks: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …")] = NETWORKS
     """Learn these from nothing: dnn and cnn, with or without arguments, and models of timm."""
+    weights: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE …")] = ()
+    """Weights learned elsewhere: files, runs of cutline train, or hub."""
+    encoder: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME …")] = ()
+    """The encoders whose weights those are, in their order (default: mobilenetv2_100)."""
     seeds: Annotated[str, tyro.conf.arg(metavar="N,N,…")] = "0"
     """Learn each network once with each of these."""
     size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
     """Side of the pictures for what learns from nothing (default: 64)."""
     encoder_size: Annotated[int | None, tyro.conf.arg(metavar="PIXELS")] = None
-    """Side of the pictures for the encoder with the weights (default: its own)."""
+    """Side of the pictures for the encoders with weights (default: their own)."""
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Settings for all of them, as a config file of cutline train."""
     gpus: Annotated[str, tyro.conf.arg(metavar="N|all")] = ""
@@ -122,12 +126,6 @@ def _planned(given: Any) -> tuple[Grid, list[Baseline]]:
     minutes = MINUTES if given.minutes is None else given.minutes
     if minutes <= 0:
         raise ConfigError(f"--minutes {minutes:g}", expected="more than 0: all networks learn as long as each other")
-    if given.encoder and not given.weights:
-        raise ConfigError(
-            f"--encoder {given.encoder} comes without weights",
-            expected="--weights FILE beside it",
-            fix=f"--networks {given.encoder} lets it learn from nothing",
-        )
 
     def recipe(preset: str, size: int | None, **own: Any) -> Config:
         base = PRESETS[preset]()
@@ -144,23 +142,46 @@ def _planned(given: Any) -> tuple[Grid, list[Baseline]]:
         return found
 
     scratch = recipe("scratch", given.size)
-    weighted, ways = {}, {"fine-tuned": "transfer", "as it is": "probe"}
-    if given.weights:
-        own = {"encoder": given.encoder, "weights": given.weights}
-        weighted = {way: recipe(preset, given.encoder_size, **own) for way, preset in ways.items()}
-    named = {f"{each.encoder.name.partition(':')[0]}, {way}": each for way, each in weighted.items()}
+    ways = {"fine-tuned": "transfer", "as it is": "probe"}
+    weighted = _named(
+        [{way: recipe(preset, given.encoder_size, **own) for way, preset in ways.items()} for own in _weighted(given)]
+    )
+    named = {f"{name}, {way}": config for name, each in weighted.items() for way, config in each.items()}
     names = list(dict.fromkeys(given.networks))
     planned = benchmark.plan(scratch, named, names, minutes, grid.seeds(given.seeds), given.out)
     seen: list[tuple[str, Config, Callable[[Config], Seen]]] = [("pixels", scratch, benchmark.see_pixels)]
-    if weighted:
-        frozen = weighted["as it is"]
-        seen.append((frozen.encoder.name.partition(":")[0], frozen, benchmark.see_features))
+    seen += [(name, each["as it is"], benchmark.see_features) for name, each in weighted.items()]
     return planned, [
         Baseline(f"{name}, {method}", method, config, see)
         for name, config, look in seen
         for see in [cache(lambda look=look, config=config: look(config))]
         for method in benchmark.METHODS
     ]
+
+
+def _weighted(given: Any) -> list[dict[str, str | None]]:
+    """Each encoder with its weights; without a name it is the run's that has learned them, or the usual one."""
+    encoders = given.encoder or (None,) * len(given.weights)
+    if len(encoders) != len(given.weights):
+        raise ConfigError(
+            f"{len(encoders)} of --encoder, {len(given.weights)} of --weights",
+            expected="the weights of each encoder, in the same order",
+            fix="--networks NAME … lets encoders learn from nothing",
+        )
+    return [{"encoder": encoder, "weights": weights} for encoder, weights in zip(encoders, given.weights, strict=True)]
+
+
+def _named(weighted: list[dict[str, Config]]) -> dict[str, dict[str, Config]]:
+    """By the encoder's name, with that of its weights where the same encoder has several."""
+    encoders = [next(iter(each.values())).encoder for each in weighted]
+    plain = [encoder.name.partition(":")[0] for encoder in encoders]
+    names = [
+        name if plain.count(name) == 1 else f"{name} ({Path(encoder.weights).stem})"
+        for name, encoder in zip(plain, encoders, strict=True)
+    ]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"two weights are called {twice[0]}", fix="give their files different names")
+    return dict(zip(names, weighted, strict=True))
 
 
 # What comes of it ---------------------------------------------------------------------------------------------------

@@ -98,8 +98,8 @@ def _build(arguments: list[str]) -> int:
 
     import torch
 
-    from cutline.engine.run import take_encoder
     from cutline.engine.runtime import use_threads
+    from cutline.engine.trained import take_encoder
     from cutline.features import build, store_path
     from cutline.features.build import key_of
     from cutline.models.encoders import build_encoder

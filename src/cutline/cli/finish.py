@@ -38,7 +38,7 @@ def export(
 ) -> Any:
     """The run's best captioner as a bundle at `out`; returns the captioner in torch that it must equal."""
     from cutline.engine import agree, folder
-    from cutline.engine.run import load_captioner
+    from cutline.engine.trained import load_captioner
     from cutline.export import export_bundle
 
     captioner, words, config = load_captioner(run, step=step)
@@ -77,7 +77,7 @@ def card(run: Path, config: Config, about: str = "", step: int | None = None) ->
 
     It is of the weights of this `step`, or of the best.
     """
-    from cutline.engine.events import read
+    from cutline.engine.events import best_validation
 
     decoder = config.decoder
     facts: dict[str, Any] = {"About": about} if about else {}
@@ -89,10 +89,7 @@ def card(run: Path, config: Config, about: str = "", step: int | None = None) ->
             "decoder": f"{decoder.kind}, attention {decoder.attention}, width {decoder.hidden}",
         }
     }
-    events = read(run / "events.jsonl")
-    validations = [e for e in events if e["kind"] == "validation" and step in (None, e["step"])]
-    if validations:
-        best = max(validations, key=lambda event: (event["best"], event["step"]))
+    if best := best_validation(run / "events.jsonl", step):
         facts["Validation scores (0 to 100)"] = {
             key: value for key, value in best.items() if key.endswith(("_bleu_4", "_cider", "_rouge_l"))
         }
@@ -114,15 +111,16 @@ class Finished:
 def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool = False) -> Finished:
     """Export, check, caption the split with the bundle itself, and write the report."""
     from cutline.data.images import readable
+    from cutline.engine import agree
     from cutline.engine.choose import choose_search
-    from cutline.engine.run import load_captioner
+    from cutline.engine.trained import load_captioner
     from cutline.export import accept, check_bundle, export_bundle, unchecked
     from cutline.predict import load
 
     captioner, words, _ = load_captioner(run)
     consensus = None
-    if config.search.consensus:
-        consensus = _consensus(run, captioner, words, config, corpus, quiet=quiet)
+    if config.search.consensus:  # which is there already where a finish was cut short
+        consensus = agree.load(run) or _consensus(run, captioner, words, config, corpus, quiet=quiet)
     if config.training.choose_search:
         search = choose_search(run, captioner, words, config, corpus.split("val"), consensus, quiet=quiet)
         config = replace(config, search=search)

@@ -39,7 +39,7 @@ def export(
     force: bool = False,
 ) -> Classifier:
     """The run's best classifier as a bundle at `out`; returns the classifier in torch that it must equal."""
-    from cutline.engine.run import load_classifier
+    from cutline.engine.trained import load_classifier
     from cutline.export import export_classifier
 
     classifier, names, config = load_classifier(run, step=step)
@@ -57,14 +57,11 @@ def card(run: Path, config: Config, about: str = "", step: int | None = None) ->
     It is of the weights of this `step`, or of the best.
     """
     from cutline.engine.classes import FIGURES
-    from cutline.engine.events import read
+    from cutline.engine.events import best_validation
 
     facts: dict[str, Any] = {"About": about} if about else {}
     facts["Made from"] = {"run": run.resolve().name, "data": Path(config.data.path).name} | _of_model(config)
-    events = read(run / "events.jsonl")
-    validations = [e for e in events if e["kind"] == "validation" and step in (None, e["step"])]
-    if validations:
-        best = max(validations, key=lambda event: (event["best"], event["step"]))
+    if best := best_validation(run / "events.jsonl", step):
         raw = {"ece": "ece before calibration", "nll": "nats before calibration"}
         facts["Validation scores (0 to 100, but for nats)"] = {raw.get(k, k): best[k] for k in FIGURES if k in best}
     facts["Limits"] = (
@@ -83,15 +80,15 @@ class Guessed:
     logits: np.ndarray
 
 
-def finish(run: Path, corpus: Corpus, split: str, *, quiet: bool = False) -> ClassScores:
-    """Calibrate, export, check, score the split with the calibrated probabilities, and write the report."""
+def finish(run: Path, corpus: Corpus, *, quiet: bool = False) -> ClassScores:
+    """Calibrate, export, check, score validation with the calibrated probabilities, and write the report."""
     from cutline.data.labels import evenly
-    from cutline.engine.run import load_classifier
+    from cutline.engine.trained import load_classifier
     from cutline.export import accept, check_classifier, unchecked
     from cutline.report.classes import Classified
 
     classifier, names, config = load_classifier(run)
-    judged = _guess(classifier, names, config, corpus, "val", quiet)
+    judged = _guess(classifier, names, config, corpus, quiet)
     temperature = _calibrate(run, judged)
     say(f"exporting the bundle (temperature {temperature:.2f})", quiet=quiet)
     bundle = run / PLACES[config.task][0]
@@ -103,29 +100,24 @@ def finish(run: Path, corpus: Corpus, split: str, *, quiet: bool = False) -> Cla
     if not agreement.reached:
         raise ModelError(f"the bundle {unchecked(bundle)} does not classify as PyTorch does: {agreement}")
     accept(bundle)
-    if split != "val":
-        judged = _guess(classifier, names, config, corpus, split, quiet)
     pictures = [sample.image for sample in judged.samples]
     found = Classified(pictures, judged.labels, judged.logits, names, temperature)
-    write_page(run, config, classifier, found, split)
+    write_page(run, config, classifier, found)
     return found.scores()
 
 
-def _guess(
-    classifier: Classifier, names: Sequence[str], config: Config, corpus: Corpus, split: str, quiet: bool
-) -> Guessed:
-    """Classify the labelled pictures of a split, as training and validation see them."""
-
+def _guess(classifier: Classifier, names: Sequence[str], config: Config, corpus: Corpus, quiet: bool) -> Guessed:
+    """Classify the labelled validation pictures, as training and validation see them."""
     from cutline.engine.classes import ClassTask, numbered
     from cutline.engine.runtime import choose_device
     from cutline.engine.sources import PictureSource
 
-    there = [sample for sample in corpus.split(split) if sample.label is not None]
+    there = [sample for sample in corpus.split("val") if sample.label is not None]
     source = PictureSource(there, classifier.encoder.transform, config.pictures)
     device = choose_device(config.device).torch
     task, unreadable = ClassTask(config, classifier.to(device), names, there, source), dict[str, str]()
     chosen, logits = [], []
-    with progress(f"classifying {split}", len(there), "pictures", quiet=quiet) as advance:
+    with progress("classifying val", len(there), "pictures", quiet=quiet) as advance:
         everything = np.arange(len(there))
         for indices, found in task.guess(everything, config.training.batch, device, unreadable):
             chosen.append(indices)
@@ -133,9 +125,9 @@ def _guess(
             advance(len(indices))
     classifier.cpu()
     if unreadable:
-        say(f"in no score, since they cannot be read: {len(unreadable)} of the split {split}")
+        say(f"in no score, since they cannot be read: {len(unreadable)} of the split val")
     if not chosen:
-        raise DataError(f"no picture of the split {split} with a label can be read", expected="at least one")
+        raise DataError("no picture of the split val with a label can be read", expected="at least one")
     samples = [there[index] for index in np.concatenate(chosen)]
     return Guessed(samples, numbered(samples, names), np.concatenate(logits))
 
@@ -158,7 +150,7 @@ def _calibrate_later(run: Path, classifier: Classifier, names: Sequence[str], co
 
     here = replace(config, device="auto")  # which may be another machine than the one that taught it
     try:
-        return _calibrate(run, _guess(classifier, names, here, read(config, quiet=True), "val", quiet=True))
+        return _calibrate(run, _guess(classifier, names, here, read(config, quiet=True), quiet=True))
     except (CutlineError, OSError) as error:
         say(f"probabilities are not calibrated, which takes the validation pictures: {error}")
         return None
@@ -200,7 +192,7 @@ def _checkpoint(run: Path, step: int | None = None) -> str:
     return found.path.name if found else ""
 
 
-def write_page(run: Path, config: Config, classifier: Classifier, found: Classified, split: str) -> Path:
+def write_page(run: Path, config: Config, classifier: Classifier, found: Classified) -> Path:
     import torch
 
     from cutline.engine.events import read
@@ -211,7 +203,7 @@ def write_page(run: Path, config: Config, classifier: Classifier, found: Classif
     from cutline.report.inside import Inside
 
     transform = classifier.encoder.transform
-    facts = {"data": f"{config.data.path}, split {split}"} | _of_model(config)
+    facts = {"data": f"{config.data.path}, split val"} | _of_model(config)
     facts["parameters"] = f"{cost.parameters(classifier) / 1e6:.2f} M"
     picture = torch.zeros(1, 3, transform.size, transform.size, dtype=torch.uint8)
     facts["multiply-adds"] = f"{cost.multiply_adds(classifier, (picture,)) / 1e6:,.0f} M for a picture"
@@ -237,7 +229,7 @@ def _of_model(config: Config) -> dict[str, str]:
 
     from cutline.cli.telling import learning
 
-    last = config.stage(max(len(config.stages) - 1, 0))
+    last = config.all_stages[-1]
     head, training = config.classes, last.training
     changes = {name.removeprefix("augment_"): value for name, value in asdict(last.pictures).items() if value}
     shares = {name for name in ("crop", "grow") if changes[name] == 1}

@@ -78,7 +78,7 @@ def steps(run: Run) -> str:
 
 def learning(config: Config) -> str:
     """How a run learned; of one in stages, its last."""
-    last = config.stage(max(len(config.stages) - 1, 0)).training
+    last = config.all_stages[-1].training
     told = f"{last.epochs} epoch{'s' * (last.epochs != 1)}, {last.batch} pictures a step, seed {config.seed}"
     return told + (f", the last of {len(config.stages)} stages" if config.stages else "")
 

@@ -177,7 +177,7 @@ def _printing_aside(quiet: bool) -> Iterator[None]:
 
 def _search(trial: Trial, quiet: bool) -> dict[str, float]:
     """The validation scores of the best weights of its run, or of another's, with the search of this one."""
-    from cutline.engine import agree, folder, run, weights
+    from cutline.engine import agree, folder, run, trained, weights
     from cutline.engine.checkpoint import Checkpoints
     from cutline.engine.classes import BothTask
     from cutline.engine.known import Known
@@ -185,11 +185,11 @@ def _search(trial: Trial, quiet: bool) -> dict[str, float]:
 
     config, path = trial.config, trial.learner.learned
     assert path
-    start, best = weights.named(run.load_model(path)[0]), Checkpoints(path, folder.identity(path)).best().stage
+    start, best = weights.named(trained.load_model(path)[0]), Checkpoints(path, folder.identity(path)).best().stage
     config = run.as_begun(config, path)
     prepared = run.prepare(config, known=Known.load(path, config.task), stage=best, start=start, quiet=True)
     if config.search.consensus:
-        model, words, _ = run.load_captioner(path)
+        model, words, _ = trained.load_captioner(path)
         captions = prepared.task.captions if isinstance(prepared.task, BothTask) else prepared.task
         assert isinstance(captions, CaptioningTask)
         agreed = agree.load(path) or agree.learn(

@@ -21,7 +21,7 @@ from cutline.cli.finish import finish
 from cutline.config import Config
 from cutline.console import say
 from cutline.data.corpus import Corpus
-from cutline.engine import folder, machine, run, weights
+from cutline.engine import folder, machine, run, trained, weights
 from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.estimate import Needs
@@ -100,7 +100,7 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
         set_aside_failing(path, checkpoints)
     first = checkpoints.latest().state["progress"]["stage"] if begun else 0
     begun, first = ranks.told((begun, first))
-    stages = max(1, len(config.stages))
+    stages = len(config.all_stages)
     if first >= stages:
         raise ConfigError(
             f"{path} has come to stage {first + 1}, and there are settings for {stages}",
@@ -150,7 +150,7 @@ def _finish(config: Config, corpus: Corpus, path: Path, quiet: bool) -> list[Map
         finished = finish(path, corpus, config, "val", quiet=quiet)
         judged.append({lang: each.scores for lang, each in finished.judged.items()})
     if config.task != "captions":
-        judged.append({"classes": finish_classes.finish(path, corpus, "val", quiet=quiet)})
+        judged.append({"classes": finish_classes.finish(path, corpus, quiet=quiet)})
     return judged
 
 
@@ -195,7 +195,7 @@ def _prepared_in_turn(
 
     def prepare(anew: bool = False) -> run.Prepared:
         known = None if anew else Known.load(path, config.task)
-        start = weights.named(run.load_model(path)[0]) if before else run.kept_encoder(path, stage)
+        start = weights.named(trained.load_model(path)[0]) if before else trained.kept_encoder(path, stage)
         asked = config if anew else run.as_begun(config, path)
         return run.prepare(asked, known=known, stage=stage, start=start, ranks=ranks, quiet=quiet)
 

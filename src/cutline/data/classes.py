@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from cutline.data.draft import Draft, split_folders
@@ -30,8 +31,7 @@ def read_classes(path: Path, draft: Draft) -> None:
     for top in [path / name for name in by_split] or [path]:
         inner = folders(top)
         if lists := files_in(top, _LISTS):
-            for file in lists:
-                _read_list(file, by_split.get(top.name), draft)
+            _read_lists(top, lists, by_split.get(top.name), draft)
         elif by_split and {folder.name for folder in inner} <= {_PICTURES}:
             if count := _count(top):
                 draft.notes.append(f"{count:,} pictures in {top.name} have no label and are left out")
@@ -61,7 +61,8 @@ def _read_folders(top: Path, classes: list[Path], split: str | None, draft: Draf
         if not found:
             there = f"none of its files ({_endings(others)}) is one" if others else "an empty class folder"
             draft.problem(folder, None, f"no pictures: {there}")
-        passed_over += others
+        else:
+            passed_over += others
     if passed_over:
         draft.notes.append(
             f"{len(passed_over):,} files in {top.name} with no picture's ending ({_endings(passed_over)}) are left out"
@@ -73,9 +74,18 @@ def _endings(names: list[str]) -> str:
     return ", ".join(found[:_LISTED]) + (", …" if found[_LISTED:] else "")
 
 
-def _read_list(file: Path, split: str | None, draft: Draft) -> None:
-    """Reads `name.jpg<TAB>class` lines, whatever else they say; pictures that none of them names are noted."""
-    named = set()
+def _read_lists(top: Path, lists: list[Path], split: str | None, draft: Draft) -> None:
+    """Reads the classes that lists give to the pictures of their folder; those that none of them names are noted."""
+    named = {image for file in lists for image in _read_list(file, split, draft)}
+    told = " or ".join(file.name for file in lists)
+    for where, names in walk(top):
+        for picture in (Path(where, name) for name in filter(is_picture, names)):
+            if picture not in named:
+                draft.problem(picture, None, f"picture without a label: {told} does not name it")
+
+
+def _read_list(file: Path, split: str | None, draft: Draft) -> Iterator[Path]:
+    """Reads `name.jpg<TAB>class` lines, whatever else they say; gives the pictures that they name."""
     for line, text in enumerate(read_lines(file, draft.problem), 1):
         name, tab, rest = text.partition("\t")
         label = rest.partition("\t")[0].strip()
@@ -86,10 +96,6 @@ def _read_list(file: Path, split: str | None, draft: Draft) -> None:
             continue
         inner = f"{_PICTURES}/{name}"
         if entry := draft.picture(inner if draft.has(inner, file) else name, file, line):
-            named.add(entry.image)
             entry.split = split
             draft.label(entry, label, file, line)
-    for where, names in walk(file.parent):
-        for picture in (Path(where, name) for name in filter(is_picture, names)):
-            if picture not in named:
-                draft.problem(picture, None, f"picture without a label: {file.name} does not name it")
+            yield entry.image

@@ -38,7 +38,7 @@ def contradictions(samples: Iterable[Sample], copies: Iterable[Sequence[Path]]) 
     for group in copies:
         same = [by_image[image] for image in group]
         for what, values in (("splits", [s.split for s in same]), ("labels", [s.label for s in same])):
-            if len(set(values)) > 1:
+            if len({*values} - {None}) > 1:
                 places = ", ".join(f"{s.id} ({value})" for s, value in zip(same, values))
                 found.append(Problem(group[0], None, f"same picture with different {what}: {places}"))
     return found

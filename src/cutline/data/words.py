@@ -118,16 +118,24 @@ class Words:
         """What is never written: padding, the unknown, and every begin token."""
         return (PAD, UNK, *range(len(_SPECIAL), self._first))
 
-    @cached_property
-    def content(self) -> tuple[int, ...]:
-        """What a caption should say once: words of content, as far as they are single pieces.
+    def language(self, begin: int) -> str:
+        """Whose begin token it is."""
+        return self.languages[begin - len(_SPECIAL)]
+
+    def content(self, lang: str) -> tuple[int, ...]:
+        """What a caption in `lang` should say once: words of content, as far as they are single pieces.
 
         Nothing, where the words of a language that a caption may well say twice are not known.
         """
-        words = whole_words(self.pieces)
-        if not all(known(lang, words.values()) for lang in self.languages):
-            return ()
-        return tuple(i for i, word in words.items() if is_content(word.lower()))
+        return self._content if known(lang, self._whole.values()) else ()
+
+    @cached_property
+    def _whole(self) -> dict[int, str]:
+        return whole_words(self.pieces)
+
+    @cached_property
+    def _content(self) -> tuple[int, ...]:
+        return tuple(i for i, word in self._whole.items() if is_content(word.lower()))
 
     def decode(self, ids: Sequence[int]) -> str:
         if self.kind == "bpe":

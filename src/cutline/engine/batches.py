@@ -77,12 +77,17 @@ class Captions:
     ) -> None:
         self.rows: list[list[list[int]]] = []
         self.mirrored: list[list[list[int]]] = []
+        """What they say of the mirrored picture; nothing where that is not known."""
         for sample in samples:
             texts = [(lang, text) for lang in languages for text in sample.captions.get(lang, ())]
             self.rows.append([_tokens(words, lang, text, longest) for lang, text in texts])
-            turn = mirror_too and all(mirror.can_mirror(lang) for lang, _ in texts)
-            turned = [_tokens(words, lang, mirror.mirrored(text, lang), longest) for lang, text in texts if turn]
-            self.mirrored.append(turned)
+            turn = {lang for lang in languages if mirror_too and mirror.can_mirror(lang)}
+            self.mirrored.append(
+                [
+                    _tokens(words, lang, mirror.mirrored(text, lang), longest) if lang in turn else []
+                    for lang, text in texts
+                ]
+            )
 
     def choose(self, seed: int, epoch: int, index: int, count: int) -> list[int]:
         """`count` of the picture's captions or all there are, each in turn before any comes again, and in no order.
@@ -208,9 +213,9 @@ class Batches(Dataset[Batch]):
         rows = []
         for at, index in enumerate(indices.tolist()):
             texts, turned = self.captions.rows[index], self.captions.mirrored[index]
-            flips[at] &= bool(turned) or not texts
-            texts = turned if flips[at] else texts
-            rows.append([texts[k] for k in self.captions.choose(self.seed, self.epoch, index, self.rows)])
+            shown = self.captions.choose(self.seed, self.epoch, index, self.rows)
+            flips[at] &= all(turned[k] for k in shown)
+            rows.append([(turned if flips[at] else texts)[k] for k in shown])
         return pad(rows)
 
     def iterate(self, epoch: int, start: int, workers: int) -> Iterator[Batch]:

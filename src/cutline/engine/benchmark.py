@@ -16,7 +16,7 @@ from cutline.config import Config, PicturesConfig
 from cutline.console import say
 from cutline.data.corpus import Sample
 from cutline.data.images import Transform
-from cutline.engine import folder, journal, results, run, runs
+from cutline.engine import folder, journal, results, run, runs, trained
 from cutline.engine.classes import numbered
 from cutline.engine.grid import Cell, Grid, Trial, write
 from cutline.engine.sources import PictureSource, Source, load_readable
@@ -144,7 +144,7 @@ def of_trial(trial: Trial) -> Measured | None:
 
 def _measure(path: Path) -> Measured:
     result, last = results.result(path), runs.Run(path).validations()[-1]
-    classifier, _, _ = run.load_classifier(path)
+    classifier, _, _ = trained.load_classifier(path)
     side = classifier.encoder.transform.size
     picture = torch.zeros(1, 3, side, side, dtype=torch.uint8)
     learned = {entry["stage"]: entry["seconds"] for entry in journal.read(path) if entry["kind"] == "learned"}

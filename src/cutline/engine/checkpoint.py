@@ -128,7 +128,7 @@ class Checkpoints:
         for found in self.verified():
             return found
         refused = [f"{path.name}: {self.problem(path)}" for path in self.candidates()]
-        refused += [f"{path.name}: set aside, {_reason(path)}" for path in self.set_aside()]
+        refused += [f"{path.name}: set aside, {why_set_aside(path)}" for path in self.set_aside()]
         raise ModelError(
             f"no valid checkpoint in {self.folder}" + "".join(f"\n  {line}" for line in refused),
             expected="a folder step-N whose files match its manifest" if refused else "at least one folder step-N",
@@ -266,9 +266,11 @@ def _place(path: Path) -> tuple[int, int]:
     return (int(match[1]), int(match[2] or 0)) if match else (-1, 0)
 
 
-def _reason(path: Path) -> str:
-    note = path / "why.txt"
-    return note.read_text(encoding="utf-8").strip() if note.exists() else "nobody knows why"
+def why_set_aside(path: Path) -> str:
+    try:
+        return (path / "why.txt").read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        return "the reason is lost"
 
 
 def _hash(data: Buffer) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +19,8 @@ from cutline.consensus import Consensus
 from cutline.console import progress
 from cutline.data.corpus import Sample
 from cutline.data.words import Words
+from cutline.engine import folder
+from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.runtime import choose_device
 from cutline.engine.sources import Inputs, PictureSource, Source, load_readable, move
 from cutline.engine.task import CaptioningTask, Validation
@@ -32,6 +37,8 @@ VARIED, GROUPS, DIVERSITY = (20, 40), 4, 0.3
 PENALTIES = (0.0, 0.4, 0.7, 1.0, 1.3)
 WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 12.0)
 """Of the consensus."""
+TIMED = 8
+"""Pictures captioned to see how long the choice would take."""
 FILE = "search.json"
 
 
@@ -44,6 +51,16 @@ class Tried:
     scores: dict[str, float]
     """CIDEr-D and BLEU-4 by language."""
     metric: float
+
+    @staticmethod
+    def shape_of(settings: SearchConfig) -> tuple[int, int, float]:
+        """What needs a search of its own; beside it there is only the weight of the consensus."""
+        groups = settings.groups if settings.method == "diverse" else 1
+        return settings.beam, groups, settings.length_penalty
+
+    @property
+    def shape(self) -> tuple[int, int, float]:
+        return self.beam, self.groups, self.length_penalty
 
 
 def choose_search(
@@ -59,53 +76,80 @@ def choose_search(
     """Beams with the penalty that is set, then penalties with the best of these; RUN/search.json tells of all tries.
 
     Each search keeps all that its beams have finished: what another weight of the consensus would have chosen of them
-    can be said without searching again.
+    can be said without searching again. Who is stopped here goes on with the search that was not yet at its end.
     """
     model.to(choose_device(config.device).torch)
-    encoded = Encoded.of(model, samples, config)
-    given = replace(config.search, method="beam", consensus=1.0 if consensus else 0.0)
-    tries: list[Tried] = []
-    best: tuple[float, SearchConfig] = (-np.inf, given)
+    encoded = Encoded.of(model, samples, config, quiet=quiet)
+    beams, penalties = searches(config.search, consensus=bool(consensus))
+    of = _identity(run, config.metric, beams, samples)
+    told: dict[str, Any] = {"of": of, "by": "bleu4" if config.metric == "bleu4" else "cider"}
+    tries = _tried_before(run, of)
 
     def search(settings: SearchConfig) -> float:
         """The best that it scores with any weight."""
-        nonlocal best
-        before = len(tries)
-        wide = replace(settings, num=settings.beam)
-        found = _find(model, words, replace(config, search=wide), encoded, consensus, lambda: advance(0))
-        for weight in WEIGHTS if consensus and settings.beam > 1 else (settings.consensus,):
-            if settings.method == "diverse" and not weight:
-                continue  # without a consensus the first group's best is taken, and not the best of all
-            each = replace(settings, consensus=weight)
-            tries.append(_try(words, each, wide, found, encoded.samples, config.metric))
-            best = max(best, (tries[-1].metric, each), key=lambda pair: pair[0])
-        return max(tried.metric for tried in tries[before:])
+        mine = [tried for tried in tries if tried.shape == Tried.shape_of(settings)]
+        if not mine:
+            wide = replace(settings, num=settings.beam)
+            found = _find(model, words, replace(config, search=wide), encoded, consensus, lambda: advance(0))
+            for weight in WEIGHTS if consensus and settings.beam > 1 else (settings.consensus,):
+                if settings.method == "diverse" and not weight:
+                    continue  # without a consensus the first group's best is taken, and not the best of all
+                each = replace(settings, consensus=weight)
+                mine.append(_try(words, each, wide, found, encoded.samples, config.metric))
+            tries.extend(mine)
+            _tell(run, told | {"tried": [asdict(each) for each in tries]})
+        return max(tried.metric for tried in mine)
 
-    others = [penalty for penalty in PENALTIES if penalty != given.length_penalty]
+    def best() -> SearchConfig:
+        first = max(tries, key=lambda tried: tried.metric)
+        shape = next(each for each in beams if Tried.shape_of(each)[:2] == first.shape[:2])
+        return replace(shape, length_penalty=first.length_penalty, consensus=first.consensus)
+
+    with progress("choosing the search", len(beams) + len(penalties), "searches", quiet=quiet) as advance:
+        for settings in beams:
+            found = search(settings)
+            groups = f" in {settings.groups} groups" if settings.method == "diverse" else ""
+            advance(1, note=f"{settings.beam} beams{groups}: {found:.1f}")
+        shape = replace(best(), consensus=beams[0].consensus)
+        for penalty in penalties:
+            found = search(replace(shape, length_penalty=penalty))
+            advance(1, note=f"penalty {penalty:g}: {found:.1f}")
+    model.cpu()
+    _tell(run, told | {"chosen": asdict(best()), "tried": [asdict(each) for each in tries]})
+    return best()
+
+
+def searches(given: SearchConfig, *, consensus: bool) -> tuple[list[SearchConfig], list[float]]:
+    """The beams to try, with the penalty that is set, and the other penalties."""
+    given = replace(given, method="beam", consensus=1.0 if consensus else 0.0)
     # As many captions as are asked for must come out of them.
     enough = [beam for beam in ((*BEAMS, *WIDE) if consensus else BEAMS) if beam >= given.num] or [given.num]
     beams = [replace(given, beam=beam) for beam in enough]
     if consensus:
         varied = [n for n in VARIED if n >= given.num]
         beams += [replace(given, method="diverse", beam=n, groups=GROUPS, diversity=DIVERSITY) for n in varied]
-    with progress("choosing the search", len(beams) + len(others), "searches", quiet=quiet) as advance:
-        for settings in beams:
-            found = search(settings)
-            groups = f" in {settings.groups} groups" if settings.method == "diverse" else ""
-            advance(1, note=f"{settings.beam} beams{groups}: {found:.1f}")
-        shape = replace(best[1], consensus=given.consensus)
-        for penalty in others:
-            found = search(replace(shape, length_penalty=penalty))
-            advance(1, note=f"penalty {penalty:g}: {found:.1f}")
-    model.cpu()
-    chosen = best[1]
-    told = {
-        "chosen": asdict(chosen),
-        "by": "bleu4" if config.metric == "bleu4" else "cider",
-        "tried": [asdict(each) for each in tries],
-    }
+    return beams, [penalty for penalty in PENALTIES if penalty != given.length_penalty]
+
+
+def _identity(run: Path, metric: str, beams: Sequence[SearchConfig], samples: Sequence[Sample]) -> str:
+    """A hash of all that the scores of the tries depend on."""
+    best = Checkpoints(run, folder.identity(run)).best().path.name
+    judged = [(sample.id, sample.captions) for sample in samples]
+    told = json.dumps([folder.identity(run), best, metric, [asdict(each) for each in beams], judged], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def _tell(run: Path, told: Mapping[str, Any]) -> None:
     durable.put(run / FILE, json.dumps(told, indent=1).encode())
-    return chosen
+
+
+def _tried_before(run: Path, of: str) -> list[Tried]:
+    """What was tried before somebody was stopped, unless that was for other weights or pictures."""
+    try:
+        told = json.loads((run / FILE).read_bytes())
+        return [Tried(**each) for each in told["tried"]] if told["of"] == of else []
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return []
 
 
 def chosen(run: Path, given: SearchConfig) -> SearchConfig:
@@ -114,6 +158,23 @@ def chosen(run: Path, given: SearchConfig) -> SearchConfig:
         return replace(given, **json.loads((run / FILE).read_bytes())["chosen"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return given
+
+
+def seconds(task: CaptioningTask, batch: int, device: torch.device) -> float:
+    """What choosing a search would take, from captions of a few pictures by the widest of those that are tried."""
+    beams, penalties = searches(task.config.search, consensus=bool(task.config.search.consensus))
+    widest = max(beams, key=lambda settings: settings.beam)
+    config = replace(task.config, search=replace(widest, num=widest.beam))
+    trial = CaptioningTask(config, task.model, task.words, task.samples, task.source)
+    total = sum(settings.beam for settings in beams) + len(penalties) * widest.beam  # the best may be the widest
+    found = 0.0
+    for lang in task.words.languages:
+        there = [place for place, sample in enumerate(task.samples) if sample.captions.get(lang)]
+        few = there[: min(batch, TIMED)]
+        started = time.perf_counter()
+        captions = sum(len(indices) for indices, _ in trial.decode(few, lang, batch, device))
+        found += (time.perf_counter() - started) / max(captions, 1) * len(there) * total / widest.beam
+    return found
 
 
 Found = Mapping[str, Mapping[int, list[Hypothesis]]]
@@ -158,8 +219,7 @@ def _try(
         for lang, each in validation.scores.items()
         for name, value in (("cider", each.cider), ("bleu_4", each.bleu[3]))
     }
-    groups = settings.groups if settings.method == "diverse" else 1
-    return Tried(settings.beam, groups, settings.length_penalty, settings.consensus, scores, validation.metric(metric))
+    return Tried(*Tried.shape_of(settings), settings.consensus, scores, validation.metric(metric))
 
 
 @dataclass(frozen=True)
@@ -172,14 +232,17 @@ class Encoded:
     ready: bool = True
 
     @classmethod
-    def of(cls, model: Captioner, samples: Sequence[Sample], config: Config) -> Encoded:
+    def of(cls, model: Captioner, samples: Sequence[Sample], config: Config, *, quiet: bool = False) -> Encoded:
         source = PictureSource(samples, model.encoder.transform, config.pictures)
-        seen = encode(model, samples, source, config.training.batch)
-        parts = [(some, grid.half().cpu(), pooled.half().cpu()) for some, grid, pooled in seen]
-        kept = [sample for some, *_ in parts for sample in some]
+        kept, parts = list[Sample](), list[tuple[torch.Tensor, torch.Tensor]]()
+        with progress("seeing the validation pictures", len(samples), "pictures", quiet=quiet) as advance:
+            for some, grid, pooled in encode(model, samples, source, config.training.batch):
+                kept += some
+                parts.append((grid.half().cpu(), pooled.half().cpu()))
+                advance(len(some))
         if not kept:
             raise DataError("none of the validation pictures can be read")
-        return cls(kept, torch.cat([grid for _, grid, _ in parts]), torch.cat([pooled for *_, pooled in parts]))
+        return cls(kept, torch.cat([grid for grid, _ in parts]), torch.cat([pooled for _, pooled in parts]))
 
     def load(self, indices: np.ndarray, draws: Sequence[np.random.Generator] | None) -> Inputs:
         return self.grid[indices], self.pooled[indices]

@@ -17,10 +17,11 @@ from cutline.config import Config
 from cutline.console import duration
 from cutline.data.corpus import Sample
 from cutline.data.images import readable
-from cutline.engine import machine, run, weights
+from cutline.engine import choose, machine, run, weights
 from cutline.engine.runtime import out_of_memory
 from cutline.engine.schedule import doubt
 from cutline.engine.sources import Source
+from cutline.engine.task import CaptioningTask
 from cutline.engine.trainer import Trainer
 from cutline.engine.weights import Model
 from cutline.errors import CutlineError
@@ -50,7 +51,7 @@ class Estimate:
 def dry_run(config: Config, *, quiet: bool = False) -> Estimate:
     """Read everything, take a few steps of each stage, and say what the whole would take; nothing is left behind."""
     try:
-        stages = [_Tried.of(config, stage, quiet) for stage in range(max(1, len(config.stages)))]
+        stages = [_Tried.of(config, stage, quiet) for stage in range(len(config.all_stages))]
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -69,8 +70,10 @@ def dry_run(config: Config, *, quiet: bool = False) -> Estimate:
         f"memory     {stages[-1].memory}",
         f"disk       {needs.disk / 1e9:.2f} GB at most, {free / 1e9:.1f} GB free{features}",
     ]
-    seconds = sum(each.seconds for each in stages)
-    lines.append(f"time       {duration(seconds)}: " + "; ".join(each.time for each in stages))
+    choosing = stages[-1].choosing
+    seconds = sum(each.seconds for each in stages) + choosing
+    times = [each.time for each in stages] + [f"{duration(choosing)} to choose the search"] * bool(choosing)
+    lines.append(f"time       {duration(seconds)}: {'; '.join(times)}")
     try:
         needs.check(Path(config.output))
     except CutlineError as short:
@@ -91,6 +94,9 @@ class _Tried:
     memory: str
     time: str
     seconds: float
+    """Of the stage."""
+    choosing: float
+    """Seconds to choose a search after it, were it the last."""
     needs: Needs
     stored: int
     """Bytes of features."""
@@ -104,6 +110,7 @@ class _Tried:
             grow = prepared.batches.pictures.grow < 1
             paces, amount = _step_seconds(trainer, QUARTERS if grow else (0.0,))
             checked = _validation_seconds(trainer)
+            choosing = _choosing_seconds(trainer)
         what = "words" if prepared.known.words else "pictures"
         training, learn, judge = trainer.config, prepared.batches.count, len(prepared.task.samples)
         steps = trainer.total_steps
@@ -124,6 +131,7 @@ class _Tried:
             memory=_memory(prepared),
             time=f"{trial}{seconds * 1e3:.0f} ms a step, {checked:.0f} s a validation",
             seconds=trial.seconds + steps * seconds + validations * checked,
+            choosing=choosing,
             needs=Needs.of(prepared),
             stored=trial.bytes,
         )
@@ -175,7 +183,7 @@ class Needs:
     @classmethod
     def of(cls, prepared: run.Prepared) -> Needs:
         training = prepared.config.training
-        stages = [prepared.config.stage(number) for number in range(max(1, len(prepared.config.stages)))]
+        stages = prepared.config.all_stages
         all_learns = any(stage.encoder.train not in ("auto", "nothing") for stage in stages)  # in a later one perhaps
         values = weights.named(prepared.model) if all_learns else weights.learned(prepared.model)
         learned = sum(v.numel() * v.element_size() for v in values.values())
@@ -240,6 +248,13 @@ def _validation_seconds(trainer: Trainer) -> float:
     return (time.perf_counter() - started) / batch * len(task.samples)
 
 
+def _choosing_seconds(trainer: Trainer) -> float:
+    task = trainer.task
+    if not (trainer.config.choose_search and isinstance(task, CaptioningTask)):
+        return 0.0
+    return choose.seconds(task, trainer.config.batch, trainer.device)
+
+
 def _shapes(prepared: run.Prepared) -> str:
     encoder = prepared.model.encoder
     side = encoder.grid_side
@@ -257,8 +272,7 @@ def _memory(prepared: run.Prepared) -> str:
     if device.type == "cuda":
         peak, whole = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
         return f"{peak / 1e9:.1f} GB of the GPU's {whole / 1e9:.1f} GB at the peak of a step"
-    import resource
-
+    held = machine.peak_memory()
+    so_far = f"{_size(held)} at the peak so far, " if held else ""
     state = f"{_size(Needs.of(prepared).memory)} for the state, "
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return f"{state}{_size(peak)} at the peak so far, {_size(machine.memory_available())} available"
+    return f"{state}{so_far}{_size(machine.memory_available())} available"

@@ -79,6 +79,12 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]  # of bytes: in text, letters of a name may end a line too
 
 
+def best_validation(path: Path, step: int | None = None) -> dict[str, Any]:
+    """What validation found at this step, or when it was at its best; nothing where it was never done."""
+    found = [event for event in read(path) if event["kind"] == "validation" and step in (None, event["step"])]
+    return max(found, key=lambda event: (event["best"], event["step"]), default={})
+
+
 def tensorboard(folder: Path) -> Sink:
     """A sink that writes every figure of every event for TensorBoard.
 

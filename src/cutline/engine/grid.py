@@ -250,12 +250,12 @@ def _changed(base: Config, changes: Tables, where: str) -> Config:
 
 def _meaning(config: Config) -> str:
     """All settings of all stages that have a part in what is learned or scored."""
-    return json.dumps([_used(config.stage(number)) for number in range(max(1, len(config.stages)))], sort_keys=True)
+    return json.dumps([_used(stage) for stage in config.all_stages], sort_keys=True)
 
 
 def _learning(config: Config) -> str:
     """The same, without the search where that has no part in the learning itself."""
-    stages = [_used(config.stage(number)) for number in range(max(1, len(config.stages)))]
+    stages = [_used(stage) for stage in config.all_stages]
     if not any(stage["training"]["objective"] == "self_critical" for stage in stages):
         for stage in stages:
             stage.pop("search", None)

@@ -68,7 +68,8 @@ class Saver:
 
     def due(self, step: int) -> bool:
         """Whether to save at this step. Never while a save is under way: a slow disk must not hold up training."""
-        if self._is_writing():
+        self._tell_if_slow()
+        if self._is_writing:
             return False
         since = time.monotonic() - self._tried
         if self._failed:
@@ -99,14 +100,21 @@ class Saver:
         """
         if self._pending is None:
             return
-        while self._is_writing():
+        while self._is_writing:
             wait([self._pending], timeout=1.0)
+            self._tell_if_slow()
             go_on()
+        self._tell_if_slow()
         self._pending.result()
 
+    @property
     def _is_writing(self) -> bool:
-        """Whether a save is under way; it is told when that takes long, and when it is over."""
-        writing = self._pending is not None and not self._pending.done()
+        """Whether a save is under way."""
+        return self._pending is not None and not self._pending.done()
+
+    def _tell_if_slow(self) -> None:
+        """When a save takes long, and when it is over."""
+        writing = self._is_writing
         took, allowed = time.monotonic() - self._tried, SLOW_SECONDS + self._bytes / SLOW_BYTES
         if writing and took > allowed and not self._slow:
             what = f"step {self._step} is not saved after {allowed:.0f} s: the disk is slow, or does not answer"
@@ -115,7 +123,6 @@ class Saver:
         elif self._slow and not writing:
             self.warn("slow_disk", "", "")
             self._slow = False
-        return writing
 
     def must_have(self, step: int) -> Checkpoint:
         """The checkpoint of this step, once it is on disk; an error if it could not be written."""

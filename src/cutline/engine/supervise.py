@@ -135,73 +135,14 @@ def _attempt(run: Path, config: Config, command: Sequence[str], attempt: int, sp
                 return _judge(run, config, watch, codes, hang, control_groups.oom_kills() > killed_before)
 
 
-def _judge(run: Path, config: Config, watch: Watch, codes: dict[int, int], hang: list[str], out_of_memory: bool) -> End:
-    """What the failure of some processes comes from, and whether starting again could help."""
-    told = {rank: watch.outcome(rank) for rank in codes}
-    rank = min(codes, key=lambda rank: (_weight(told[rank], codes[rank]), rank))
-    code, outcome = codes[rank], told[rank]
-    if outcome and outcome.kind == "mistake":
-        if rank:  # the first would have said it
-            say(f"rank {rank}: {outcome.what.partition(': ')[2]}")
-        return End(2, outcome.what)
-    if outcome and outcome.kind == "stopped":
-        return End(code if code > 0 else 128 - code)
-    if hang:
-        return End(None, f"nothing went on for {duration(60 * config.health.hang_minutes)}: it hangs", hang[0], rank)
-    if -code in _CRASHES and loading(run):
-        load_failed(run, f"the process died of {signal.Signals(-code).name}")
-    who = f"rank {rank}" if config.processes > 1 else "the process"
-    cause = _cause(code, outcome, out_of_memory)
-    starved = any(words in cause for words in _STARVED)
-    bug = outcome is not None and outcome.what.partition(":")[0] in _BUGS
-    return End(None, f"{who} {cause}", outcome.details if outcome else "", rank, starved, bug)
-
-
-def _weight(outcome: Outcome | None, code: int) -> int:
-    """Which of several failures to believe: what ended one process makes the others lose touch.
-
-    Whoever waits for it in a library, and says nothing, is told to stop by the launcher.
-    """
-    if outcome is None:
-        return 4 if code == -signal.SIGTERM else 1
-    if outcome.kind != "error":
-        return 0
-    return 3 if any(mark in outcome.what for mark, words in _KNOWN.items() if words == _LOST) else 2
-
-
 _CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL}
-
-
-def _cause(exitcode: int, told: Outcome | None, out_of_memory: bool) -> str:
-    """Why a process ended, in words."""
-    if exitcode == -signal.SIGKILL:
-        if out_of_memory:
-            return "was killed by the OOM killer: memory ran out (a smaller --batch, fewer --workers)"
-        return "was killed (SIGKILL): by hand, or by the OOM killer of the machine; dmesg may know"
-    if exitcode < 0:
-        meaning = {
-            signal.SIGSEGV: "a fault in compiled code",
-            signal.SIGBUS: "a file that it read was cut short, or a disk or memory error",
-            signal.SIGABRT: "compiled code gave up",
-            signal.SIGTERM: "it was told to stop",
-        }.get(signal.Signals(-exitcode), "")
-        return f"died of {signal.Signals(-exitcode).name}" + (f": {meaning}" if meaning else "")
-    if told is None or not told.what:
-        return f"ended with code {exitcode} and without a word"
-    for mark, words in _KNOWN.items():
-        if mark in told.what:
-            return f"{words}: {told.what}"
-    return f"failed: {told.what}"
-
-
 _LOST = "lost touch with the others"
-_NO_MEMORY = "ran out of memory"
-_STARVED = (_NO_MEMORY, "ran out of GPU memory", "by the OOM killer: memory ran out")
+_NO_MEMORY, _NO_GPU_MEMORY = "ran out of memory", "ran out of GPU memory"
 _KNOWN = {
-    "CUDA out of memory": "ran out of GPU memory even with the smallest batch",
-    "CUDA error: out of memory": "ran out of GPU memory",
-    "ALLOC_FAILED": "ran out of GPU memory",
-    "CUBLAS_STATUS_NOT_INITIALIZED": "ran out of GPU memory",  # which it takes to begin with
+    "CUDA out of memory": _NO_GPU_MEMORY,
+    "CUDA error: out of memory": _NO_GPU_MEMORY,
+    "ALLOC_FAILED": _NO_GPU_MEMORY,
+    "CUBLAS_STATUS_NOT_INITIALIZED": _NO_GPU_MEMORY,  # which it takes to begin with
     "device-side assert": "asked the GPU for what it does not do",
     "MemoryError": _NO_MEMORY,
     "can't allocate memory": _NO_MEMORY,
@@ -222,6 +163,61 @@ _BUGS = {
     "NotImplementedError", "TypeError", "UnboundLocalError", "ZeroDivisionError",
 }  # fmt: skip
 """Errors that no machine, disk or network brings about."""
+
+
+def _judge(run: Path, config: Config, watch: Watch, codes: dict[int, int], hang: list[str], out_of_memory: bool) -> End:
+    """What the failure of some processes comes from, and whether starting again could help."""
+    told = {rank: watch.outcome(rank) for rank in codes}
+    rank = min(codes, key=lambda rank: (_weight(told[rank], codes[rank]), rank))
+    code, outcome = codes[rank], told[rank]
+    if outcome and outcome.kind == "mistake":
+        if rank:  # the first would have said it
+            say(f"rank {rank}: {outcome.what.partition(': ')[2]}")
+        return End(2, outcome.what)
+    if outcome and outcome.kind == "stopped":
+        return End(code if code > 0 else 128 - code)
+    if hang:
+        return End(None, f"nothing went on for {duration(60 * config.health.hang_minutes)}: it hangs", hang[0], rank)
+    if -code in _CRASHES and loading(run):
+        load_failed(run, f"the process died of {signal.Signals(-code).name}")
+    who = f"rank {rank}" if config.processes > 1 else "the process"
+    cause, starved = _cause(code, outcome, out_of_memory)
+    bug = outcome is not None and outcome.what.partition(":")[0] in _BUGS
+    return End(None, f"{who} {cause}", outcome.details if outcome else "", rank, starved, bug)
+
+
+def _weight(outcome: Outcome | None, code: int) -> int:
+    """Which of several failures to believe: what ended one process makes the others lose touch.
+
+    Whoever waits for it in a library, and says nothing, is told to stop by the launcher.
+    """
+    if outcome is None:
+        return 4 if code == -signal.SIGTERM else 1
+    if outcome.kind != "error":
+        return 0
+    return 3 if any(mark in outcome.what for mark, words in _KNOWN.items() if words == _LOST) else 2
+
+
+def _cause(exitcode: int, told: Outcome | None, out_of_memory: bool) -> tuple[str, bool]:
+    """Why a process ended, in words, and whether it was for want of memory."""
+    if exitcode == -signal.SIGKILL:
+        if out_of_memory:
+            return "was killed by the OOM killer: memory ran out (a smaller --batch, fewer --workers)", True
+        return "was killed (SIGKILL): by hand, or by the OOM killer of the machine; dmesg may know", False
+    if exitcode < 0:
+        meaning = {
+            signal.SIGSEGV: "a fault in compiled code",
+            signal.SIGBUS: "a file that it read was cut short, or a disk or memory error",
+            signal.SIGABRT: "compiled code gave up",
+            signal.SIGTERM: "it was told to stop",
+        }.get(signal.Signals(-exitcode), "")
+        return f"died of {signal.Signals(-exitcode).name}" + (f": {meaning}" if meaning else ""), False
+    if told is None or not told.what:
+        return f"ended with code {exitcode} and without a word", False
+    for mark, words in _KNOWN.items():
+        if mark in told.what:
+            return f"{words}: {told.what}", words in (_NO_MEMORY, _NO_GPU_MEMORY)
+    return f"failed: {told.what}", False
 
 
 @contextlib.contextmanager

@@ -201,7 +201,8 @@ class CaptioningTask:
         for begin in torch.unique(begins[begins != PAD]).tolist():
             chosen = (begins == begin).nonzero()[:, 0]
             inputs = tuple(part[chosen] for part in features)
-            hypotheses = search(step, inputs, begin, self.words.end, self.words.forbidden, settings, self.words.content)
+            once = self.words.content(self.words.language(begin))
+            hypotheses = search(step, inputs, begin, self.words.end, self.words.forbidden, settings, once)
             for picture, group in zip(chosen.tolist(), hypotheses, strict=True):
                 # One that has come to its greatest length has not come to its end.
                 ends = [[self.words.end] if len(each.tokens) < settings.max_length else [] for each in group]
@@ -268,5 +269,6 @@ class CaptioningTask:
                 words = self.words
                 begin, end = words.begin(lang), words.end
                 pictures = move(inputs, device)
-                found = search(step, pictures, begin, end, words.forbidden, self.config.search, words.content, opinion)
+                once = words.content(lang)
+                found = search(step, pictures, begin, end, words.forbidden, self.config.search, once, opinion)
                 yield part[kept].tolist(), found

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from cutline.engine import folder
-from cutline.engine.checkpoint import Checkpoint, Checkpoints, troubled, unsealed
-from cutline.engine.runs import Run, size_of, step_of
+from cutline.engine.checkpoint import troubled, unsealed, why_set_aside
+from cutline.engine.runs import Run, size_of
 from cutline.errors import CutlineError
 
 
@@ -47,7 +47,7 @@ def verify(run: Run) -> Iterator[Finding]:
         why = unsealed(path)
         yield Finding(path.name, "damaged" if why else "ok", why, bytes=size_of(path))
     for path in checkpoints.set_aside():
-        yield Finding(f"quarantine/{path.name}", "set aside", _reason(path), bytes=size_of(path))
+        yield Finding(f"quarantine/{path.name}", "set aside", why_set_aside(path), bytes=size_of(path))
     if run.state != "running":  # else it is the save under way
         for path in checkpoints.leftovers():
             yield Finding(path.name, "left over", "a save or removal that was cut short", bytes=size_of(path))
@@ -71,11 +71,12 @@ def removable(run: Run) -> list[Removal]:
     """
     checkpoints = run.checkpoints()
     gone = dict.fromkeys(checkpoints.leftovers(), "left over from a save or removal that was cut short")
-    gone |= {path: f"set aside: {_reason(path)}" for path in checkpoints.set_aside()}
+    gone |= {path: f"set aside: {why_set_aside(path)}" for path in checkpoints.set_aside()}
     whole = checkpoints.verified()
     newest = next(whole, None)
     if newest:
-        best = _best(checkpoints, newest) or newest.path
+        found = checkpoints.of_step(newest.state.get("progress", {}).get("best_step", -1))
+        best = found.path if found else newest.path
         sound = next((saved.path for saved in chain([newest], whole) if not troubled(saved.state)), newest.path)
         done = run.state == "finished" and (run.path / "bundle" / "bundle.json").exists()
         staying = [best] if done else [*dict.fromkeys((newest.path, best, sound))]
@@ -105,15 +106,8 @@ def remove(removals: list[Removal]) -> int:
 @contextlib.contextmanager
 def held(run: Path) -> Iterator[None]:
     """Keep everybody from working on the run, those included whose supervisor is gone; an error when somebody does."""
-    with folder.held(run), folder.held(run, "worker.lock"):
+    with folder.held(run), folder.held(run, folder.WORKERS_LOCK):
         yield
-
-
-def _best(checkpoints: Checkpoints, newest: Checkpoint) -> Path | None:
-    """The checkpoint with the best score, if it verifies."""
-    step = newest.state.get("progress", {}).get("best_step")
-    there = [path for path in checkpoints.candidates() if step_of(path) == step]
-    return next((path for path in there if not checkpoints.problem(path)), None)
 
 
 def _log_lacks(run: Run, newest: Path) -> str:
@@ -128,10 +122,3 @@ def _log_lacks(run: Run, newest: Path) -> str:
     with (run.path / "events.jsonl").open("rb") as file:
         file.seek(max(wanted - 1, 0))
         return "" if not wanted or file.read(1) == b"\n" else f"no line ends where one did when {newest.name} was made"
-
-
-def _reason(path: Path) -> str:
-    try:
-        return (path / "why.txt").read_text(encoding="utf-8").strip()
-    except (OSError, ValueError):
-        return "the reason is lost"
