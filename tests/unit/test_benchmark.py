@@ -6,16 +6,18 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cutline import config as configuration
 from cutline.cli import benchmark as verb
 from cutline.cli import benchmark_table
 from cutline.cli.arguments import parse
 from cutline.cli.benchmark_table import Row
 from cutline.cli.train import form
 from cutline.config import Config
-from cutline.engine import benchmark
+from cutline.engine import benchmark, folder
 from cutline.engine.benchmark import Measured
 from cutline.engine.grid import Grid
 from cutline.errors import ConfigError
@@ -115,6 +117,24 @@ def test_the_same_encoder_with_several_weights_is_called_by_them(tmp_path: Path)
     assert {"vgg16 (one), as it is", "vgg16 (two), as it is"} < {trial.cell.name for trial in made.trials}
     with pytest.raises(ConfigError, match="two weights are called"):
         understood(tmp_path, *given, "here/one.safetensors", "there/one.safetensors")
+
+
+def test_runs_bring_their_own_names_beside_files(tmp_path: Path) -> None:
+    teacher = folder.make(replace(PRESETS["scratch"](), output=str(tmp_path / "runs")))
+    config = configuration.from_dict({"encoder": {"name": "cnn:width=8"}}, PRESETS["scratch"]())
+    (teacher / "config.toml").write_text(configuration.to_toml(config))
+    weights = ["one.safetensors", str(teacher)]
+    given = verb._weighted(SimpleNamespace(encoder=("vgg16",), weights=weights))
+    found = [(each["encoder"], each["weights"]) for each in given]
+    assert found == [("vgg16", "one.safetensors"), (None, str(teacher))]
+    with pytest.raises(ConfigError, match="2 of --encoder, 1 of --weights that are no runs"):
+        verb._weighted(SimpleNamespace(encoder=("vgg16", "cnn"), weights=weights))
+
+
+def test_rows_that_would_share_a_folder_are_refused(tmp_path: Path) -> None:
+    weights = ["m v1.safetensors", "m-v1.safetensors"]
+    with pytest.raises(ConfigError, match="makes no name for a folder"):
+        understood(tmp_path, "--encoder", "vgg16", "vgg16", "--weights", *weights)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests.coloured import SMALL_CNN, changed, trainer_of
 
@@ -23,6 +24,7 @@ from cutline.engine.estimate import dry_run
 from cutline.engine.loop import train
 from cutline.engine.runs import Run
 from cutline.errors import DataError, ModelError
+from cutline.evaluation.classes import softmax
 from cutline.export import Agreement, unchecked
 
 
@@ -116,14 +118,57 @@ def test_an_encoder_that_has_changed_on_the_disk_is_refused_and_named(config: Co
 def test_the_page_tells_what_the_classifier_costs_and_the_card_what_was_not_calibrated(config: Config) -> None:
     trainer = trainer_of(changed(config, encoder=SMALL_CNN))
     train(trainer, quiet=True)
-    finish_classes.finish(trainer.run, read(config, quiet=True), quiet=True)
+    finish_classes.finish(trainer.run, read(config, quiet=True), memory=1_230_000_000, quiet=True)
     page = " ".join(re.sub("<[^>]*>", " ", (trainer.run / "report.html").read_text()).split())
     assert re.search(r"parameters 0\.\d\d M multiply-adds \d+ M for a picture", page)
     assert re.search(r"time [\d.]+ ms \([\d.]+ to [\d.]+\) for a picture by itself", page)
-    assert re.search(r"memory \d\.\d\d GB at the most while learning", page)
+    assert "memory 1.23 GB at the most while learning" in page
+    assert re.search(
+        r"all of the encoder learns, 2 epochs, adamw at 0\.003 \(constant\), weight decay 0\.\d+, \w+", page
+    )
     card = (trainer.run / "bundle" / "README.md").read_text()
     assert "ece before calibration" in card
     assert "nats before calibration" in card
+
+
+def test_evaluate_says_what_the_bundle_makes_of_each_picture(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(changed(config, encoder=SMALL_CNN))
+    train(trainer, quiet=True)
+    finish_classes.finish(trainer.run, read(config, quiet=True), quiet=True)
+    (trainer.run / "config.toml").write_text(configuration.to_toml(config))
+    found = load(trainer.run / "bundle")
+    judged = read(config, quiet=True).split("val")
+    for seen in (1, 2):
+        capsys.readouterr()
+        file = tmp_path / f"said-{seen}.jsonl"
+        assert evaluate.main([str(trainer.run), "--views", str(seen), "--format", "json", "--out", str(file)]) == 0
+        told = json.loads(capsys.readouterr().out)["classes"]
+        rows = {row["path"]: row for row in map(json.loads, file.read_text().splitlines())}
+        assert rows.keys() == {sample.id for sample in judged}
+        right = 0
+        for sample in judged:
+            pixels = found.pixels(sample.image)[None]
+            both = [found.logits(view) for view in (pixels, pixels[:, :, ::-1])[:seen]]
+            chances = softmax(np.mean(both, axis=0), found.temperature)[0]
+            guesses = {each["label"]: each["probability"] for each in rows[sample.id]["guesses"]}
+            assert guesses == pytest.approx(dict(zip(found.classes, chances.tolist(), strict=True)), abs=1e-5)
+            assert rows[sample.id]["label"] == sample.label
+            right += next(iter(guesses)) == sample.label
+        assert told["accuracy"] == pytest.approx(100 * right / len(judged), abs=0.01)
+
+
+def test_evaluate_names_classes_that_the_model_does_not_know(
+    config: Config, coloured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = trainer_of(changed(config, encoder=SMALL_CNN, training={"epochs": 1}))
+    train(trainer, quiet=True)
+    finish_classes.export(trainer.run, tmp_path / "bundle")
+    other = shutil.copytree(coloured, tmp_path / "other")
+    (other / "red").rename(other / "Red")
+    assert evaluate.main([str(tmp_path / "bundle"), "--data", str(other), "--quiet"]) == 0
+    assert "classes that the model does not know, so always wrong: Red (1)\n" in capsys.readouterr().err
 
 
 def test_a_trial_leaves_out_what_the_run_leaves_out(config: Config, coloured: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ def test_copies_are_found_and_those_across_splits_are_problems(folder: Path) -> 
     assert [p.message for p in inspect(folder).problems] == [
         "same picture with different labels: 2.png (cat), 3.png (dog)"
     ]
+    (folder / "t.jsonl").write_text(rows.replace(', "label": "dog"', "", 1))
+    assert not inspect(folder).problems  # one without a label contradicts none
 
 
 def test_every_picture_is_opened_only_when_asked(folder: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cutline.config import from_dict
+from cutline.data import sources
 from cutline.data.cifar import NAMES
 from cutline.data.corpus import Corpus, Sample
 from cutline.data.images import open_picture
@@ -182,6 +183,20 @@ def test_the_same_picture_in_two_classes_is_named(tmp_path: Path) -> None:
     assert messages == ["same picture with different labels: rose/2.jpg (rose), tulip/again.jpg (tulip)"]
 
 
+def test_where_copies_are_not_looked_for_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes(tmp_path, rose=4, tulip=4)
+    (tmp_path / "tulip" / "again.jpg").write_bytes((tmp_path / "rose" / "2.jpg").read_bytes())
+    told = "copies are not looked for among 9 pictures: cutline data inspect does"
+    for most in (9, 8):
+        monkeypatch.setattr(sources, "COMPARED", most)
+        read(from_dict({"task": "classes", "data": {"path": str(tmp_path)}}))
+        said = capsys.readouterr().err
+        assert ("same picture" in said) == (most == 9)
+        assert (told in said) == (most == 8)
+
+
 def test_training_names_what_is_odd_in_its_own_division(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     classes(tmp_path, rose=40, tulip=40)
     (tmp_path / "tulip" / "again.jpg").write_bytes((tmp_path / "rose" / "2.jpg").read_bytes())
@@ -240,6 +255,7 @@ def test_a_class_whose_files_are_of_no_known_kind_says_so(tmp_path: Path) -> Non
     (tmp_path / "dog" / "1.jp2").write_bytes(b"other")
     with pytest.raises(DataError, match=r"dog: no pictures: none of its files \(\.jp2\) is one"):
         read_corpus(tmp_path)
+    assert ".jp2" not in read_corpus(tmp_path, skip_bad=True).source  # told once
 
 
 def test_an_empty_class_folder_stops_reading_unless_told_to_go_on(tmp_path: Path) -> None:
@@ -314,6 +330,17 @@ def test_validation_pictures_whose_classes_are_listed(tmp_path: Path) -> None:
     assert {s.label for s in corpus.split("val") if s.image.name == "0.jpg"} == {"n02"}
     assert "2 pictures in test have no label and are left out" in corpus.source
     assert [p.message for p in corpus.problems] == ["picture without a label: val_annotations.txt does not name it"]
+
+
+def test_a_picture_of_several_lists_is_named_by_any_of_them(tmp_path: Path) -> None:
+    classes(tmp_path, train__n01=2, val__images=3)
+    (tmp_path / "val" / "val_annotations.txt").write_text("0.jpg\tn01\n")
+    (tmp_path / "val" / "more_annotations.txt").write_text("1.jpg\tn01\n")
+    corpus = read_corpus(tmp_path, skip_bad=True)
+    assert by_class(corpus) == {"n01": {"train": 2, "val": 2, "test": 0}}
+    assert [(p.file.name, p.message) for p in corpus.problems] == [
+        ("2.jpg", "picture without a label: more_annotations.txt or val_annotations.txt does not name it")
+    ]
 
 
 def test_a_list_of_classes_with_mistakes(tmp_path: Path) -> None:

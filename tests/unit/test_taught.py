@@ -77,6 +77,21 @@ def test_a_captioner_begins_with_the_encoder_of_a_classifier(classes: Config, te
     assert prepared.model.encoder.still  # its batch norms keep what they have learned
 
 
+def test_a_classifier_begins_with_the_encoder_of_a_captioner(classes: Config, teacher: Path, tmp_path: Path) -> None:
+    prepared = run.prepare(pupil(classes, teacher, train="all"), quiet=True)
+    place = run.create(prepared, _made(tmp_path / "captioner"))
+    train(run.trainer(prepared, place), quiet=True)
+    learned = tensors(trained.load_captioner(place)[0])
+    assert not same(learned, tensors(trained.load_classifier(teacher)[0]))
+    back = configuration.from_dict({"encoder": {"weights": str(place), "train": "nothing"}}, classes)
+    given = tensors(run.prepare(back, quiet=True).model)
+    assert same(given, learned)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_what_the_pupil_has_learned_needs_no_teacher(classes: Config, teacher: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(teacher, tmp_path / "teacher")
     config = pupil(classes, copy, train="nothing")

@@ -160,15 +160,21 @@ def _planned(given: Any) -> tuple[Grid, list[Baseline]]:
 
 
 def _weighted(given: Any) -> list[dict[str, str | None]]:
-    """Each encoder with its weights; without a name it is the run's that has learned them, or the usual one."""
-    encoders = given.encoder or (None,) * len(given.weights)
-    if len(encoders) != len(given.weights):
+    """Each encoder with its weights; without a name it is the usual one, and that of a run is the run's in any case."""
+    from cutline.config import EncoderConfig
+    from cutline.engine import taught
+
+    runs = {weights for weights in given.weights if taught.by(EncoderConfig(weights=weights))}
+    others = [weights for weights in given.weights if weights not in runs]
+    encoders = given.encoder or (None,) * len(others)
+    if len(encoders) != len(others):
         raise ConfigError(
-            f"{len(encoders)} of --encoder, {len(given.weights)} of --weights",
+            f"{len(encoders)} of --encoder, {len(others)} of --weights" + " that are no runs" * bool(runs),
             expected="the weights of each encoder, in the same order",
             fix="--networks NAME … lets encoders learn from nothing",
         )
-    return [{"encoder": encoder, "weights": weights} for encoder, weights in zip(encoders, given.weights, strict=True)]
+    named = iter(encoders)
+    return [{"encoder": None if weights in runs else next(named), "weights": weights} for weights in given.weights]
 
 
 def _named(weighted: list[dict[str, Config]]) -> dict[str, dict[str, Config]]:

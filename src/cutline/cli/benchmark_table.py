@@ -153,6 +153,7 @@ def _notes(planned: Grid, rows: Sequence[Row]) -> list[str]:
         if pictures
         else "",
         f"Each network learned for {planned.base.training.minutes:g} minutes at the most; validation is not counted.",
+        "Features that are stored before it come on top." if any("as it is" in row.name for row in rows) else "",
     ]
     if len(pictures) > 1 or len({each.data for each in results}) > 1:
         lines.append("The data have changed between the rows: their scores cannot be compared.")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 GUESSES = 5
 """Written of each picture."""
+LISTED = 10
+"""Classes that are named where they are not known."""
 
 
 class Judgement(Protocol):
@@ -145,6 +147,9 @@ def _classes(classifier: Classifier, corpus: Corpus, given: Evaluate) -> tuple[M
 
     labelled = [sample for sample in corpus.split(given.split) if sample.label is not None]
     samples = evenly(labelled, given.limit) if given.limit else labelled
+    if odd := sorted({sample.label for sample in samples if sample.label} - set(classifier.classes)):
+        more = ", …" if odd[LISTED:] else ""
+        say(f"classes that the model does not know, so always wrong: {', '.join(odd[:LISTED])}{more} ({len(odd)})")
     with progress(f"classifying {given.split}", len(samples), "pictures", quiet=given.quiet) as advance:
         judged = judge_classes(classifier, samples, seen=given.views, advance=advance)
     for id, why in judged.unreadable.items():

@@ -80,8 +80,11 @@ class Guessed:
     logits: np.ndarray
 
 
-def finish(run: Path, corpus: Corpus, *, quiet: bool = False) -> ClassScores:
-    """Calibrate, export, check, score validation with the calibrated probabilities, and write the report."""
+def finish(run: Path, corpus: Corpus, *, memory: int | None = None, quiet: bool = False) -> ClassScores:
+    """Calibrate, export, check, score validation with the calibrated probabilities, and write the report.
+
+    `memory` is what learning has held at the most.
+    """
     from cutline.data.labels import evenly
     from cutline.engine.trained import load_classifier
     from cutline.export import accept, check_classifier, unchecked
@@ -102,7 +105,7 @@ def finish(run: Path, corpus: Corpus, *, quiet: bool = False) -> ClassScores:
     accept(bundle)
     pictures = [sample.image for sample in judged.samples]
     found = Classified(pictures, judged.labels, judged.logits, names, temperature)
-    write_page(run, config, classifier, found)
+    write_page(run, config, classifier, found, memory)
     return found.scores()
 
 
@@ -192,12 +195,10 @@ def _checkpoint(run: Path, step: int | None = None) -> str:
     return found.path.name if found else ""
 
 
-def write_page(run: Path, config: Config, classifier: Classifier, found: Classified) -> Path:
+def write_page(run: Path, config: Config, classifier: Classifier, found: Classified, memory: int | None) -> Path:
     import torch
 
     from cutline.engine.events import read
-    from cutline.engine.machine import peak_memory
-    from cutline.engine.results import result
     from cutline.evaluation import cost
     from cutline.report.classes import write_class_report
     from cutline.report.inside import Inside
@@ -210,8 +211,8 @@ def write_page(run: Path, config: Config, classifier: Classifier, found: Classif
     with torch.inference_mode():
         time = cost.time_per_picture(lambda: classifier.eval()((picture,)), seconds=0.2)
     facts["time"] = f"{time} for a picture by itself, decoded and resized, in PyTorch on this machine's CPU"
-    if held := max(result(run).memory or 0, peak_memory() or 0):
-        facts["memory"] = f"{held / 1e9:.2f} GB at the most while learning"
+    if memory:
+        facts["memory"] = f"{memory / 1e9:.2f} GB at the most while learning"
     return write_class_report(
         run / PLACES[config.task][1],
         title=run.resolve().name,
@@ -224,7 +225,7 @@ def write_page(run: Path, config: Config, classifier: Classifier, found: Classif
 
 
 def _of_model(config: Config) -> dict[str, str]:
-    """What the model is and how it learned, in words; of a run in stages, its last one."""
+    """What the model is and how it learned, in words: each stage by itself, and the random changes of the last."""
     from dataclasses import asdict
 
     from cutline.cli.telling import learning
@@ -238,11 +239,30 @@ def _of_model(config: Config) -> dict[str, str]:
         for name, value in changes.items()
         if name not in {"size", "fit", *shares}
     )
+    stages = {f"stage {number}": _of_stage(stage) for number, stage in enumerate(config.all_stages, 1)}
+    layers = "one layer" if head.head == "linear" else f"two layers, {head.hidden} wide"
     return {
         "encoder": config.encoder.name,
-        "head": "one layer" if head.head == "linear" else f"two layers, {head.hidden} wide",
+        "head": f"{layers}, dropout {head.dropout:g}",
         "balance": head.balance,
         "training": learning(config),
+        **(stages if config.stages else {"rates": stages["stage 1"]}),
         "smoothing and averaging": f"label smoothing {training.label_smoothing:g}, average {training.ema:g}",
         "changed at random": told or "nothing",
     }
+
+
+def _of_stage(config: Config) -> str:
+    """`all of the encoder learns, 12 epochs, adamw at 0.001 (cosine), weight decay 0.05, bf16`"""
+    from cutline.models.encoders import begins_learned
+
+    training, encoder = config.training, config.encoder
+    learns = {"all": "all of the encoder learns", "nothing": "the encoder stays as it is"}
+    learns["auto"] = learns["nothing" if begins_learned(encoder) else "all"]
+    of_encoder = f", {encoder.rate:g} in the encoder" if encoder.rate else ""
+    nearer = f", of each of its stages {encoder.decay:g} of the next one's" if encoder.decay < 1 else ""
+    return (
+        f"{learns.get(encoder.train, f'the encoder learns from {encoder.train} on')}, {training.epochs} epochs, "
+        f"{training.optimizer} at {training.rate:g}{of_encoder}{nearer} ({training.schedule}), "
+        f"weight decay {training.weight_decay:g}, {training.precision}"
+    )

@@ -119,7 +119,7 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
         assert at
         assert corpus
         with _stop_noted(path, at.step):
-            judged = [] if given.no_bundle else _finish(config, corpus, path, given.quiet)
+            judged = [] if given.no_bundle else _finish(config, corpus, path, peak, given.quiet)
         Journal(path).write("finished", step=at.step, peak_memory=peak or None)
         for scores in judged if not given.quiet else ():
             show(scores)
@@ -143,14 +143,14 @@ def _stop_noted(path: Path, step: int) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _finish(config: Config, corpus: Corpus, path: Path, quiet: bool) -> list[Mapping[str, Judgement]]:
+def _finish(config: Config, corpus: Corpus, path: Path, memory: int, quiet: bool) -> list[Mapping[str, Judgement]]:
     """Bundle and page of what the task has taught; the scores of each."""
     judged: list[Mapping[str, Judgement]] = []
     if config.task != "classes":
         finished = finish(path, corpus, config, "val", quiet=quiet)
         judged.append({lang: each.scores for lang, each in finished.judged.items()})
     if config.task != "captions":
-        judged.append({"classes": finish_classes.finish(path, corpus, quiet=quiet)})
+        judged.append({"classes": finish_classes.finish(path, corpus, memory=memory, quiet=quiet)})
     return judged
 
 

@@ -50,6 +50,8 @@ def read(config: Config, *, quiet: bool = False) -> Corpus:
     if not quiet and has_classes:
         few = len(corpus) <= COMPARED  # of many, most have another of their size, and all would be read
         copies = copies_among(sizes_of(corpus.samples)) if few else ()
+        if not few:
+            say(f"copies are not looked for among {len(corpus):,} pictures: cutline data inspect does")
         if odd := oddities(corpus.samples) + contradictions(corpus.samples, copies):
             say(summary("classes", odd, _LISTED))
     return corpus

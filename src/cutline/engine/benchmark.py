@@ -18,7 +18,7 @@ from cutline.data.corpus import Sample
 from cutline.data.images import Transform
 from cutline.engine import folder, journal, results, run, runs, trained
 from cutline.engine.classes import numbered
-from cutline.engine.grid import Cell, Grid, Trial, write
+from cutline.engine.grid import Cell, Grid, Trial, apart, write
 from cutline.engine.sources import PictureSource, Source, load_readable
 from cutline.engine.weights import Model
 from cutline.errors import DataError
@@ -62,7 +62,7 @@ def plan(
     for name, config in configs.items():
         tables = configuration.to_dict(config)
         cells.append(Cell(name, _difference(plain, tables), json.dumps(tables, sort_keys=True)))
-    return Grid(base, tuple(cells), seeds, out, "network")
+    return Grid(base, apart(cells), seeds, out, "network")
 
 
 def by_the_clock(config: Config, minutes: float) -> Config:

@@ -162,7 +162,7 @@ def varied(base: Config, asked: Sequence[str]) -> tuple[tuple[Cell, ...], str]:
         cells.append(replace(members[0][1], name=", ".join(common.get(setting, _NOTHING) for setting in choices)))
     if idle := [setting for setting in choices if setting not in meant]:
         raise ConfigError(f"'{idle[0]}' makes no difference here: all its values mean the same{_staged(base)}")
-    return _apart(cells), ", ".join(_short(list(choices)))
+    return apart(cells), ", ".join(_short(list(choices)))
 
 
 def alone(base: Config) -> Cell:
@@ -193,7 +193,7 @@ def rows(base: Config, path: Path) -> tuple[Cell, ...]:
         cells.append(Cell(name, changes, _learning(config)))
     if len(cells) == 1:
         raise ConfigError(f"{path} has no rows", expected='["NAME OF A ROW"], and below it what it changes')
-    return _apart(cells)
+    return apart(cells)
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -287,7 +287,7 @@ def _short(settings: Sequence[str]) -> list[str]:
     return [short if last.count(short) == 1 else whole for short, whole in zip(last, settings, strict=True)]
 
 
-def _apart(cells: Sequence[Cell]) -> tuple[Cell, ...]:
+def apart(cells: Sequence[Cell]) -> tuple[Cell, ...]:
     """Each must have a folder of its own, also where capitals count for nothing."""
     known: dict[str, str] = {}
     for cell in cells:

@@ -120,6 +120,8 @@ def prepare(
         suits(p) and p.requires_grad for p in model.encoder.parameters()
     ):
         say("the encoder has no convolutions that learn, and so all of it learns as by adamw", quiet=quiet)
+    if config.encoder.decay < 1 and not weights.is_frozen(model.encoder) and len(model.encoder.stages()) == 1:
+        say("encoder.decay changes nothing: of this encoder no stages are known", quiet=quiet)
     if config.pictures.grow < 1:
         config = _grown(config, model.encoder, quiet)
         whole = whole if whole.stages else config
