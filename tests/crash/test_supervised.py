@@ -48,6 +48,60 @@ def test_a_killed_process_is_started_again(tmp_path: Path, scenes_folder: Path, 
     assert (start.run / "bundle").is_dir()
 
 
+TWO = f"processes = 2\n{SETTINGS}"
+
+
+@pytest.fixture(scope="module")
+def whole_of_two(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path) -> Path:
+    """The same by two processes, which add up in another order."""
+    start = Start(tmp_path_factory.mktemp("two"), TWO, scenes_folder)
+    assert start.end() == 0, start.told
+    return start.run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_when_one_of_two_is_killed_both_are_started_again(
+    rank: int, tmp_path: Path, scenes_folder: Path, whole_of_two: Path
+) -> None:
+    start = Start(tmp_path, TWO, scenes_folder)
+    start.until_step(10)
+    ranks = {int(worker.environ()["RANK"]): worker for worker in start.workers() if "RANK" in worker.environ()}
+    assert sorted(ranks) == [0, 1]
+    ranks[rank].kill()
+    assert start.end() == 0, start.told
+    (failed,) = start.journal("failed")
+    assert "killed (SIGKILL)" in failed["cause"] or "lost touch" in failed["cause"], failed
+    (resumed,) = start.journal("resumed")
+    assert resumed["step"] >= 4
+    assert differences(start.run, whole_of_two) == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_reaches_two_processes_and_their_supervisor_at_once(
+    tmp_path: Path, scenes_folder: Path, whole_of_two: Path
+) -> None:
+    start = Start(tmp_path, TWO, scenes_folder)
+    start.until_step(10)
+    for each in (*start.workers(), start.process):
+        each.send_signal(signal.SIGINT)
+    asked = time.monotonic()
+    assert start.end() == 128 + signal.SIGINT
+    took = time.monotonic() - asked
+    print(f"two processes ended {took:.1f} s after SIGINT")
+    assert took < IN_TIME
+    stopped = newest_event(start.run)["step"]
+    assert stopped < STEPS
+    assert [entry["step"] for entry in start.journal("stopped")] == [stopped]
+    assert start.checkpoints().latest().step == stopped
+    assert "Traceback" not in start.told
+
+    again = Start(tmp_path, TWO, scenes_folder)
+    assert again.end() == 0, again.told
+    assert [entry["step"] for entry in again.journal("resumed")] == [stopped]
+    assert differences(again.run, whole_of_two) == []
+
+
 @pytest.mark.slow
 def test_it_gives_up_when_starting_again_brings_nothing(tmp_path: Path, scenes_folder: Path) -> None:
     """Killed each time before anything could be saved."""
