@@ -107,9 +107,9 @@ def flickr8k() -> Config:
 def coco() -> Config:
     """`cutline train --preset coco --data FOLDER --format karpathy`: close to how published figures have been made.
 
-    ResNet-101 as it is, words seen five times, an LSTM of 512 with additive attention, cross-entropy at a rate that falls by
-    a fifth every three epochs, then self-critical training. Smoothing, averaging and the consensus are ours, and so are
-    7 x 7 regions where many have seen 14 x 14.
+    ResNet-101 as it is, words seen five times, an LSTM of 512 with additive attention, cross-entropy at a rate that
+    falls by a fifth every three epochs, then self-critical training. Smoothing, averaging and the consensus are ours,
+    and so are 7 x 7 regions where many have seen 14 x 14.
     Karpathy's split has 113,287 pictures to learn from; --dry-run says what that takes here. It wants a GPU.
     """
     return Config(
