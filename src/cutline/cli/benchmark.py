@@ -171,7 +171,7 @@ def _weighted(given: Any) -> list[dict[str, str | None]]:
         raise ConfigError(
             f"{len(encoders)} of --encoder, {len(others)} of --weights" + " that are no runs" * bool(runs),
             expected="the weights of each encoder, in the same order",
-            fix="--networks NAME … lets encoders learn from nothing",
+            fix="runs bring their own names; --networks NAME … lets encoders learn from nothing",
         )
     named = iter(encoders)
     return [{"encoder": None if weights in runs else next(named), "weights": weights} for weights in given.weights]

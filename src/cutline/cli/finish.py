@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -120,7 +121,9 @@ def finish(run: Path, corpus: Corpus, config: Config, split: str, *, quiet: bool
     captioner, words, _ = load_captioner(run)
     consensus = None
     if config.search.consensus:  # which is there already where a finish was cut short
-        consensus = agree.load(run) or _consensus(run, captioner, words, config, corpus, quiet=quiet)
+        with contextlib.suppress(ModelError):  # or it is damaged, and learned again
+            consensus = agree.load(run)
+        consensus = consensus or _consensus(run, captioner, words, config, corpus, quiet=quiet)
     if config.training.choose_search:
         search = choose_search(run, captioner, words, config, corpus.split("val"), consensus, quiet=quiet)
         config = replace(config, search=search)

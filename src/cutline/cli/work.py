@@ -21,7 +21,7 @@ from cutline.cli.finish import finish
 from cutline.config import Config
 from cutline.console import say
 from cutline.data.corpus import Corpus
-from cutline.engine import folder, machine, run, trained, weights
+from cutline.engine import folder, machine, results, run, trained, weights
 from cutline.engine.alerts import Alerts
 from cutline.engine.checkpoint import Checkpoints
 from cutline.engine.estimate import Needs
@@ -150,7 +150,8 @@ def _finish(config: Config, corpus: Corpus, path: Path, memory: int, quiet: bool
         finished = finish(path, corpus, config, "val", quiet=quiet)
         judged.append({lang: each.scores for lang, each in finished.judged.items()})
     if config.task != "captions":
-        judged.append({"classes": finish_classes.finish(path, corpus, memory=memory, quiet=quiet)})
+        held = max(memory, results.result(path).memory or 0)  # by earlier starts as well
+        judged.append({"classes": finish_classes.finish(path, corpus, memory=held, quiet=quiet)})
     return judged
 
 

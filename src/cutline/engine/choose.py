@@ -40,6 +40,8 @@ WEIGHTS = (0.0, 1.0, 2.0, 4.0, 8.0, 12.0)
 TIMED = 8
 """Pictures captioned to see how long the choice would take."""
 FILE = "search.json"
+BEGUN = "search-begun.json"
+"""What has been tried by a choice that is not at its end; an earlier one holds until then."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def choose_search(
                 each = replace(settings, consensus=weight)
                 mine.append(_try(words, each, wide, found, encoded.samples, config.metric))
             tries.extend(mine)
-            _tell(run, told | {"tried": [asdict(each) for each in tries]})
+            _tell(run / BEGUN, told | {"tried": [asdict(each) for each in tries]})
         return max(tried.metric for tried in mine)
 
     def best() -> SearchConfig:
@@ -115,7 +117,8 @@ def choose_search(
             found = search(replace(shape, length_penalty=penalty))
             advance(1, note=f"penalty {penalty:g}: {found:.1f}")
     model.cpu()
-    _tell(run, told | {"chosen": asdict(best()), "tried": [asdict(each) for each in tries]})
+    _tell(run / FILE, told | {"chosen": asdict(best()), "tried": [asdict(each) for each in tries]})
+    (run / BEGUN).unlink(missing_ok=True)
     return best()
 
 
@@ -139,14 +142,14 @@ def _identity(run: Path, metric: str, beams: Sequence[SearchConfig], samples: Se
     return hashlib.sha256(told.encode()).hexdigest()[:32]
 
 
-def _tell(run: Path, told: Mapping[str, Any]) -> None:
-    durable.put(run / FILE, json.dumps(told, indent=1).encode())
+def _tell(file: Path, told: Mapping[str, Any]) -> None:
+    durable.put(file, json.dumps(told, indent=1).encode())
 
 
 def _tried_before(run: Path, of: str) -> list[Tried]:
     """What was tried before somebody was stopped, unless that was for other weights or pictures."""
     try:
-        told = json.loads((run / FILE).read_bytes())
+        told = json.loads((run / BEGUN).read_bytes())
         return [Tried(**each) for each in told["tried"]] if told["of"] == of else []
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return []
@@ -160,8 +163,8 @@ def chosen(run: Path, given: SearchConfig) -> SearchConfig:
         return given
 
 
-def seconds(task: CaptioningTask, batch: int, device: torch.device) -> float:
-    """What choosing a search would take, from captions of a few pictures by the widest of those that are tried."""
+def seconds(task: CaptioningTask, samples: Sequence[Sample], batch: int, device: torch.device) -> float:
+    """What choosing by `samples` would take, from captions of a few pictures by the widest of what is tried."""
     beams, penalties = searches(task.config.search, consensus=bool(task.config.search.consensus))
     widest = max(beams, key=lambda settings: settings.beam)
     config = replace(task.config, search=replace(widest, num=widest.beam))
@@ -173,7 +176,8 @@ def seconds(task: CaptioningTask, batch: int, device: torch.device) -> float:
         few = there[: min(batch, TIMED)]
         started = time.perf_counter()
         captions = sum(len(indices) for indices, _ in trial.decode(few, lang, batch, device))
-        found += (time.perf_counter() - started) / max(captions, 1) * len(there) * total / widest.beam
+        judged = sum(bool(sample.captions.get(lang)) for sample in samples)
+        found += (time.perf_counter() - started) / max(captions, 1) * judged * total / widest.beam
     return found
 
 

@@ -18,6 +18,7 @@ from cutline.console import duration
 from cutline.data.corpus import Sample
 from cutline.data.images import readable
 from cutline.engine import choose, machine, run, weights
+from cutline.engine.classes import BothTask
 from cutline.engine.runtime import out_of_memory
 from cutline.engine.schedule import doubt
 from cutline.engine.sources import Source
@@ -110,7 +111,7 @@ class _Tried:
             grow = prepared.batches.pictures.grow < 1
             paces, amount = _step_seconds(trainer, QUARTERS if grow else (0.0,))
             checked = _validation_seconds(trainer)
-            choosing = _choosing_seconds(trainer)
+            choosing = _choosing_seconds(trainer, prepared.corpus.split("val"))
         what = "words" if prepared.known.words else "pictures"
         training, learn, judge = trainer.config, prepared.batches.count, len(prepared.task.samples)
         steps = trainer.total_steps
@@ -248,11 +249,11 @@ def _validation_seconds(trainer: Trainer) -> float:
     return (time.perf_counter() - started) / batch * len(task.samples)
 
 
-def _choosing_seconds(trainer: Trainer) -> float:
-    task = trainer.task
+def _choosing_seconds(trainer: Trainer, samples: Sequence[Sample]) -> float:
+    task = trainer.task.captions if isinstance(trainer.task, BothTask) else trainer.task
     if not (trainer.config.choose_search and isinstance(task, CaptioningTask)):
         return 0.0
-    return choose.seconds(task, trainer.config.batch, trainer.device)
+    return choose.seconds(task, samples, trainer.config.batch, trainer.device)
 
 
 def _shapes(prepared: run.Prepared) -> str:
