@@ -68,6 +68,18 @@ def test_folder_glob_list_and_files_are_the_same_pictures(run_cutline, bundle: P
     assert text.stdout.splitlines() == [f"{f}: {t}" for f, t in zip(files, texts(folder.stdout))]
 
 
+def test_what_is_passed_over_in_a_folder_is_counted(run_cutline, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    for name in ("film.MOV", "raw.cr2", "more/another.cr2", "LICENCE", ".DS_Store"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    done = run_cutline("caption", folder, "--model", bundle)
+    said = "passed over: 4 files that are no pictures by their names (2 .cr2, 1 .mov, 1 without ending)"
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 5)
+    assert said in done.stderr
+    assert "passed over" not in run_cutline("caption", folder, "--model", bundle, "--quiet").stderr
+
+
 def test_bytes_on_standard_input_are_a_picture(run_cutline, bundle: Path, photos: Path) -> None:
     file = photos / "photo 1.png"
     expected = run_cutline("caption", file, "--model", bundle).stdout

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
     given = parse(Caption, arguments, verb="caption")
     if given.attention and given.format not in ("json", "jsonl"):
         raise ConfigError(f"--attention has no place in {given.format}", fix="--format jsonl")
-    files, total = named(given.pictures)
+    files, total = named(given.pictures, quiet=given.quiet)
     model = given.model or find_model("captions", "CUTLINE_MODEL") or _in_the_box()
     with output(given.out, given.force) as stream:
         from cutline import writers

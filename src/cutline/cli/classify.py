@@ -67,7 +67,7 @@ def main(arguments: list[str]) -> int:
     if given.undo:
         return _undo(given.undo, quiet=given.quiet)
     sort, quiet = given.sort, given.quiet
-    pictures = _to_sort(given.pictures, sort, quiet=quiet) if sort else named(given.pictures)
+    pictures = _to_sort(given.pictures, sort, quiet=quiet) if sort else named(given.pictures, quiet=quiet)
     model = given.model or find_model("classes", "CUTLINE_CLASSIFIER") or _none()
     with output(given.out, given.force) as stream:
         failed = _classify(pictures, model, given, stream)
@@ -128,10 +128,10 @@ def _to_sort(arguments: Sequence[str], folder: Path, *, quiet: bool) -> Named:
     """The pictures that are named, each once; of what is in the folder already, only what is named in it."""
     outside = partial(_outside, folder=folder.resolve(), quiet=quiet)
     if not arguments or "-" in arguments:
-        return Named(_once(outside(named(arguments).files)), None)
+        return Named(_once(outside(named(arguments, quiet=quiet).files)), None)
     found: list[Picture] = []
     for argument in arguments:
-        files = named([argument]).files  # refuses what cannot be expanded
+        files = named([argument], quiet=quiet).files  # refuses what cannot be expanded
         begin = path = Path(argument).expanduser()
         if not path.exists():  # a glob: what it begins with
             begin = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))

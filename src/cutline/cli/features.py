@@ -54,6 +54,8 @@ class Verify:
 
     store: tyro.conf.Positional[Path]
     """The store's folder."""
+    quiet: bool = False
+    """Show no progress; damaged pictures are still named."""
 
 
 @dataclass(frozen=True)
@@ -127,11 +129,12 @@ def _build(arguments: list[str]) -> int:
 
 
 def _verify(arguments: list[str]) -> int:
-    path = parse(Verify, arguments, verb="features verify").store
+    given = parse(Verify, arguments, verb="features verify")
+    path = given.store
     from cutline.features.store import FeatureStore
 
     store = FeatureStore.open(path)
-    damaged = store.verify(quiet=False)
+    damaged = store.verify(quiet=given.quiet)
     for row, name in damaged:
         print(f"{path}: row {row} ({name}) is damaged", file=sys.stderr)
     print(f"{path}: {len(store) - len(damaged)} of {len(store)} pictures are as they were written")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import re
 import sys
 from codecs import BOM_UTF8
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from cutline.writers import Form, R
 
 
+_KINDS = 5
+"""Most endings that are told of files that are no pictures."""
+
+
 class Named(NamedTuple):
     """The pictures that a command line names."""
 
@@ -28,14 +32,22 @@ class Named(NamedTuple):
     """How many, where that is known before the last."""
 
 
-def named(arguments: Sequence[str]) -> Named:
+def named(arguments: Sequence[str], *, quiet: bool = False) -> Named:
     """Pictures, folders and globs; or `-`: the paths on standard input, or the one picture whose bytes are there."""
     from cutline.data.images import find_pictures
 
     if not arguments:
         raise ConfigError("no pictures named", expected="pictures, folders, globs, or -")
     if "-" not in arguments:
-        found = list(itertools.chain.from_iterable(find_pictures(argument) for argument in arguments))
+        others: Counter[str] = Counter()
+
+        def other(name: str) -> None:
+            others[Path(name).suffix.lower() or "without ending"] += 1
+
+        found = [picture for argument in arguments for picture in find_pictures(argument, other)]
+        if others:
+            kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common(_KINDS))
+            say(f"passed over: {others.total()} files that are no pictures by their names ({kinds})", quiet=quiet)
         return Named(found, len(found))
     if len(arguments) > 1:
         raise ConfigError("- stands for all pictures, and there are others", fix="name - alone")

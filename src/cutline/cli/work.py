@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
@@ -37,6 +38,9 @@ from cutline.engine.trainer import Progress, Trainer
 from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched, stop_signals
 from cutline.errors import ConfigError, CutlineError, DataError
 
+_FIRST_SAYS = 5.0
+"""Seconds that the others leave the first to make the same mistake: it says so, and torchrun ends them meanwhile."""
+
 
 def work(given: Any, config: Config) -> int:
     """Train to the end as one of the run's processes; the first exports and judges what came out."""
@@ -62,6 +66,7 @@ def work(given: Any, config: Config) -> int:
         if first:
             raise
         if not watched.folder:  # else the supervisor says it, where the first does not
+            time.sleep(_FIRST_SAYS)
             say(f"rank {os.environ['RANK']}: {mistake}")
         return 2
     except Exception as error:

@@ -197,10 +197,11 @@ _SPARE = 2
 """A JPEG is decoded at no less than this many times the size wanted, so that the resizing filter still decides."""
 
 
-def find_pictures(argument: str) -> list[Path]:
+def find_pictures(argument: str, other: Callable[[str], object] = lambda name: None) -> list[Path]:
     """The pictures that a file, a folder (with all below it) or a glob names, in natural order.
 
     Folders that may not be looked into are there in the place of their pictures, for whoever opens them to be told so.
+    `other` is told the names of a folder's files that are no pictures by their ending, hidden ones apart.
     """
     try:
         path = Path(argument).expanduser()
@@ -209,7 +210,14 @@ def find_pictures(argument: str) -> list[Path]:
     if path.is_dir():
         closed: list[Path] = []
         below = walk(path, unreadable=lambda error: closed.append(Path(error.filename)))
-        found = [Path(folder, name) for folder, names in below for name in names if is_picture(name)] + closed
+        found = []
+        for folder, names in below:
+            for name in names:
+                if is_picture(name):
+                    found.append(Path(folder, name))
+                elif not name.startswith("."):
+                    other(name)
+        found += closed
         if not found:
             raise DataError(f"no pictures in {path}", expected=f"files ending in {_ENDINGS}")
         return found
