@@ -145,6 +145,15 @@ def test_mistakes_in_rows_are_named(tmp_path: Path, text: str, says: str) -> Non
         grid.rows(Config(), tmp_path / "none.toml")
 
 
+def test_the_rows_behind_the_documented_tables_are_rows() -> None:
+    folder = Path(__file__).parents[2] / "docs" / "experiments"
+    base = configuration.load(folder / "decoders.toml", PRESETS["frozen"]())
+    assert (base.data.languages, base.training.epochs, base.search.beam) == (("en",), 3, 3)
+    written = (folder.parent / "quality.md").read_text()
+    for cell in grid.rows(base, folder / "ablation.toml"):
+        assert f"| {cell.name} |" in written
+
+
 def test_a_file_of_rows_may_begin_with_a_mark(tmp_path: Path) -> None:
     (tmp_path / "rows.toml").write_text("[wide]\ndecoder.hidden = 9\n", encoding="utf-8-sig")
     assert [cell.name for cell in grid.rows(Config(), tmp_path / "rows.toml")] == ["base", "wide"]
