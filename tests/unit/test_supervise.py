@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+import torch
 
 from cutline.config import from_dict
 from cutline.engine import alerts, supervise
@@ -204,6 +205,14 @@ def test_last_words_survive_the_process(tmp_path: Path) -> None:
 def test_what_there_is_no_room_for_is_not_begun(needs: Needs, says: str, tmp_path: Path) -> None:
     with pytest.raises(CutlineError, match=says):
         needs.check(tmp_path / "not" / "there" / "yet")
+
+
+def test_what_the_gpu_has_no_room_for_is_not_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (3_000_000_000, 8_000_000_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1_000_000_000)
+    with pytest.raises(CutlineError, match=r"needs 4.1 GB of the GPU's memory for its state alone, 4.0 GB are free"):
+        Needs(disk=0, memory=0, gpu=4_100_000_000).check(tmp_path)
+    Needs(disk=0, memory=0, gpu=3_900_000_000).check(tmp_path)
 
 
 def test_what_there_is_room_for_is_begun(tmp_path: Path) -> None:

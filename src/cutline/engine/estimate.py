@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def dry_run(config: Config, *, quiet: bool = False) -> Estimate:
             fix="a smaller model (--hidden, --encoder), smaller pictures, or end what else uses memory",
         ) from None
     first, free = stages[0], shutil.disk_usage(_existing(Path(config.output))).free
-    needs = Needs(max(each.needs.disk for each in stages), max(each.needs.memory for each in stages))
+    needs = Needs(*(max(of_stages) for of_stages in zip(*(astuple(each.needs) for each in stages), strict=True)))
     stored = max(each.stored for each in stages)
     features = f"; {stored / 1e9:.2f} GB of features in the cache, where they are not there" if stored else ""
     lines = [f"data       {first.data}", f"model      {first.model}"]
@@ -180,6 +180,8 @@ class Needs:
 
     disk: int
     memory: int
+    gpu: int = 0
+    """Of the memory of the GPU that it learns on."""
 
     @classmethod
     def of(cls, prepared: run.Prepared) -> Needs:
@@ -198,9 +200,11 @@ class Needs:
             asked = 0
         # On disk the newest ones, the best, one to go back to, and the one that is being written; the encoder is in the
         # bundle as well.
-        # In memory the state itself, its gradients, and the copy that is saved from; on a GPU only that copy.
-        copies = saved if prepared.device.torch.type == "cuda" else 2 * saved + learned
-        return cls(saved * (max(training.keep, 1) + 3 + asked) + 2 * frozen, copies)
+        # In memory the state itself, its gradients, and the copy that is saved from; of a GPU all but that copy.
+        disk, state = saved * (max(training.keep, 1) + 3 + asked) + 2 * frozen, saved + learned
+        if prepared.device.torch.type == "cuda":
+            return cls(disk, saved, state)
+        return cls(disk, saved + state)
 
     def check(self, place: Path) -> None:
         """Refuse to begin what could not be brought to its end."""
@@ -214,6 +218,12 @@ class Needs:
             raise CutlineError(
                 f"the run needs {_size(self.memory)} of memory for its state alone, {_size(available)} are available",
                 fix="a smaller model (--hidden, --encoder), or end what else uses memory",
+            )
+        # What this process holds of it already, the model for one, is its own to use.
+        if self.gpu and self.gpu > (left := torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()):
+            raise CutlineError(
+                f"the run needs {_size(self.gpu)} of the GPU's memory for its state alone, {_size(left)} are free",
+                fix="a smaller model (--hidden, --encoder), --device cuda:N for another GPU, or end what else uses it",
             )
 
 
