@@ -33,6 +33,9 @@ rate = 1e-3
 train = "nothing"
 [stages.pictures]
 size = 36
+[health]
+memory = 0.0001
+sample_seconds = 0.2
 """
 
 
@@ -70,6 +73,13 @@ def test_stages_follow_each_other_in_one_log(whole: Path) -> None:
     assert all(event["loss"] < 0 for event in second)  # a reward, below nought
     assert second[0]["rate"] < second[4]["rate"] == pytest.approx(1e-3, rel=0.2)  # warmed up again
     assert len([event for event in events(whole) if event["kind"] == "validation"]) == 4
+
+
+@pytest.mark.slow
+def test_a_trouble_that_outlasts_a_stage_is_told_once(whole: Path) -> None:
+    journal = [json.loads(line) for line in (whole / "journal.jsonl").read_text().splitlines()]
+    told = [(entry["kind"], entry["name"]) for entry in journal if entry["kind"].startswith("alert")]
+    assert told == [("alert", "memory"), ("alert_over", "memory")]
 
 
 @pytest.mark.slow
