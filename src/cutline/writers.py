@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
@@ -39,37 +40,49 @@ class Form(NamedTuple, Generic[R]):
     """The rows of a table, without the path before and the error behind."""
 
 
-def text(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+class Begun(NamedTuple):
+    """What is to be kept of results that were written before, and perhaps cut short."""
+
+    text: str
+    done: frozenset[str]
+    """Whose they are, by path."""
+
+
+NOTHING = Begun("", frozenset())
+
+
+def text(form: Form[R], results: Iterable[R], begun: Begun = NOTHING) -> Iterator[str]:
     """`path: line`; a picture with an error is left out."""
     for result in results:
         if not result.error:
             yield from (f"{result.path}: {line}\n" for line in form.lines(result))
 
 
-def bare(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+def bare(form: Form[R], results: Iterable[R], begun: Begun = NOTHING) -> Iterator[str]:
     """Lines only: for a single picture, whose path needs no saying."""
     for result in results:
         if not result.error:
             yield from (f"{line}\n" for line in form.lines(result))
 
 
-def jsonl(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+def jsonl(form: Form[R], results: Iterable[R], begun: Begun = NOTHING) -> Iterator[str]:
     """`{"path": …}` with the entries, or with an `error`, a line."""
     return (_dump(form, result) + "\n" for result in results)
 
 
-def json_list(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+def json_list(form: Form[R], results: Iterable[R], begun: Begun = NOTHING) -> Iterator[str]:
     """One JSON list of what `jsonl` has in its lines."""
-    lead = "[\n"
+    lead = ",\n" if begun.done else "[\n"
     for result in results:
         yield lead + _dump(form, result)
         lead = ",\n"
     yield "\n]\n" if lead == ",\n" else "[]\n"
 
 
-def csv_table(form: Form[R], results: Iterable[R]) -> Iterator[str]:
+def csv_table(form: Form[R], results: Iterable[R], begun: Begun = NOTHING) -> Iterator[str]:
     """The rows of each picture, or one for its error."""
-    yield _csv_line("path", *form.columns, "error")
+    if not begun.done:
+        yield _csv_line(*_header(form))
     for result in results:
         path = str(result.path)
         if result.error:
@@ -78,9 +91,70 @@ def csv_table(form: Form[R], results: Iterable[R]) -> Iterator[str]:
             yield from (_csv_line(path, *cells, "") for cells in form.cells(result))
 
 
-Writer = Callable[[Form[R], Iterable[R]], Iterator[str]]
-"""Results to pieces of text; each piece is whole lines and can be shown at once."""
-WRITERS: dict[str, Writer[Any]] = {"text": text, "json": json_list, "jsonl": jsonl, "csv": csv_table}
+Writer = Callable[..., Iterator[str]]
+"""`write(form, results, begun)`: results to pieces of text; each piece is whole lines and can be shown at once."""
+WRITERS: dict[str, Writer] = {"text": text, "json": json_list, "jsonl": jsonl, "csv": csv_table}
+
+
+def reread(form: Form[Any], format: str, written: str) -> Begun:
+    """What to keep of what was written in this format, perhaps to no end. Pictures with an error may be tried again,
+    and of the last one nobody knows whether more was to come. ValueError where it is nothing of the kind.
+    """
+    lines = re.findall(r"[^\n]*\n", written)  # not what a cut has left of the last one
+    rows = list({"csv": _table, "json": _list, "jsonl": _lines}[format](form, lines))
+    again = {row.path for row in rows if row.failed or row.path == rows[-1].path}
+    kept = [row.text for row in rows if row.path not in again]
+    if not kept:
+        return NOTHING
+    done = frozenset(row.path for row in rows) - again
+    if format == "json":
+        return Begun("[\n" + ",\n".join(kept), done)
+    head = _csv_line(*_header(form)) if format == "csv" else ""
+    return Begun(head + "".join(kept), done)
+
+
+class _Row(NamedTuple):
+    path: str
+    failed: bool
+    text: str
+
+
+def _table(form: Form[Any], lines: Sequence[str]) -> Iterator[_Row]:
+    reader = csv.reader(lines, strict=True)
+    try:
+        if (header := next(reader, [])) and header != _header(form):
+            raise ValueError(f"its columns are {', '.join(header)}, and not {', '.join(_header(form))}")
+        start = reader.line_num
+        for row in reader:
+            if len(row) != len(header):
+                raise ValueError(f"line {reader.line_num} has {len(row)} columns, not {len(header)}")
+            yield _Row(row[0], bool(row[-1]), "".join(lines[start : reader.line_num]))
+            start = reader.line_num
+    except csv.Error as error:
+        if reader.line_num < len(lines):  # else it is the one that was cut, within a cell of several lines
+            raise ValueError(f"line {reader.line_num}: {error}") from None
+
+
+def _list(form: Form[Any], lines: Sequence[str]) -> Iterator[_Row]:
+    if not lines or lines[0] == "[]\n":
+        return
+    if lines[0] != "[\n":
+        raise ValueError("line 1 does not begin such a list")
+    rows = lines[1:-1] if lines[-1] == "]\n" else lines[1:]
+    yield from _lines(form, [row.removesuffix("\n").removesuffix(",") for row in rows])
+
+
+def _lines(form: Form[Any], lines: Sequence[str]) -> Iterator[_Row]:
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            yield _Row(row["path"], "error" in row, line)
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(f"row {number} is none of a picture") from None
+
+
+def _header(form: Form[Any]) -> list[str]:
+    return ["path", *form.columns, "error"]
 
 
 def captions() -> Form[Captioned]:

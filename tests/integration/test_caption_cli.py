@@ -6,9 +6,11 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,71 @@ def test_output_file_is_whole_and_never_overwritten(run_cutline, bundle: Path, p
     assert failed.returncode == 2
     assert len(texts(out.read_text())) == 1
     assert [file.name for file in out.parent.iterdir()] == [out.name]
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "jsonl"])
+def test_a_killed_folder_goes_on_to_the_same_file(
+    format: str, run_cutline, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "many", tmp_path / f"captions.{format}"
+    folder.mkdir()
+    for number in range(400):
+        shutil.copy(photos / f"photo {number % 5}.png", folder / f"{number}.png")
+    options = ["caption", folder, "--model", bundle, "--format", format, "--num", 2, "--batch", 4, "--quiet"]
+    assert run_cutline(*options, "--out", tmp_path / "whole").returncode == 0
+    command = [sys.executable, "-m", "cutline", *map(str, options), "--out", str(out)]
+    partial = out.with_name(out.name + ".partial")
+    process = subprocess.Popen(command)
+    while not (partial.exists() and partial.stat().st_size > 1000):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    assert not out.exists()
+    refused = run_cutline(*options, "--out", out)
+    assert refused.returncode == 2
+    assert "--resume" in refused.stderr
+    done = run_cutline(*options[:-1], "--out", out, "--resume")
+    assert done.returncode == 0, done.stderr
+    kept = int(re.search(r"kept: (\d+) pictures", done.stderr)[1])
+    assert 0 < kept < 399
+    assert out.read_bytes() == (tmp_path / "whole").read_bytes()
+    assert not partial.exists()
+
+
+def test_what_is_missing_in_a_file_is_added(
+    run_cutline, bundle: Path, mixed: Path, photos: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "captions.csv"
+    options = ("caption", mixed, "--model", bundle, "--format", "csv", "--out", out)
+    assert run_cutline(*options).returncode == 1  # one is no picture
+    shutil.copy(photos / "photo 2.png", mixed / "photo 2.png")
+    shutil.copy(photos / "photo 0.png", mixed / "a new one.png")
+    done = run_cutline(*options, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "kept: 3 pictures" in done.stderr
+    rows = list(csv.DictReader(io.StringIO(out.read_text())))
+    assert sorted(Path(row["path"]).name for row in rows) == [
+        "a new one.png", *(f"photo {number}.png" for number in range(5)),
+    ]  # fmt: skip
+    assert all(row["caption"] and not row["error"] for row in rows)
+
+
+def test_what_cannot_be_gone_on_with_is_told_and_kept(run_cutline, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "captions.csv"
+    out.write_text("name,price\nhammer,3\n")
+    options = ("caption", photos, "--model", bundle, "--resume")
+    for more, says in (
+        ((), "--resume goes on with a file"),
+        (("--out", out), "--resume needs rows that say whose they are"),
+        (("--out", out, "--format", "csv", "--force"), "--resume keeps what is there, and --force does not"),
+        (("--out", out, "--format", "csv"), f"{out}: its columns are name, price"),
+    ):
+        refused = run_cutline(*options, *more)
+        assert refused.returncode == 2
+        assert says in refused.stderr
+        assert [file.name for file in tmp_path.iterdir()] == [out.name]
+        assert out.read_text() == "name,price\nhammer,3\n"
 
 
 def test_the_newest_model_is_found_and_without_any_the_one_in_the_box(

@@ -276,6 +276,7 @@ def test_a_killed_sort_is_undone(bundle: Path, photos: Path, tmp_path: Path, run
         ((".", "--move"), "--sort"),
         ((".", "--least", "0.3"), "--sort"),
         ((".", "--sort", "to", "--least", "50"), "0 to 1"),
+        ((".", "--sort", "to", "--move", "--out", "x.csv", "--format", "csv", "--resume"), "--move"),
         ((".", "--sort", "0.png"), "cannot be a folder"),
         ((".", "--undo", "undo.jsonl"), "alone"),
         (("--undo", "undo.jsonl"), "undo.jsonl"),

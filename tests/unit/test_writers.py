@@ -15,7 +15,7 @@ import pytest
 from cutline.classify import Classified, Guess
 from cutline.errors import DataError
 from cutline.predict import Caption, Captioned
-from cutline.writers import WRITERS, bare, captions, classes
+from cutline.writers import WRITERS, bare, captions, classes, reread
 
 
 def caption(text: str, score: float = -0.5, lang: str = "en", **more) -> Caption:
@@ -130,3 +130,56 @@ def test_csv_is_read_back_whatever_is_in_a_path() -> None:
     results = [Captioned(Path('a\rb,"c".jpg'), None, DataError("x"))]
     rows = list(csv.reader(io.StringIO(written("csv", results), newline="")))
     assert [row[0] for row in rows] == ["path", 'a\rb,"c".jpg']
+
+
+# Going on -----------------------------------------------------------------------------------------------------------
+
+PICTURES = [
+    Captioned(Path("one.jpg"), caption("a dog", alternatives=(caption("a cat", -1.25),)), None),
+    Captioned(Path('two\nlines, and "more".jpg'), caption(AWKWARD, lang="de"), None),
+    Captioned(Path("ein ümlaut.jpg"), caption("a cow", alternatives=(caption("a \r", -2.0), caption("b"))), None),
+    Captioned(Path("four.jpg"), caption("a bird"), None),
+]
+
+
+def gone_on(format: str, before: str, results: list[Captioned]) -> str:
+    begun = reread(captions(), format, before)
+    rest = [result for result in results if str(result.path) not in begun.done]
+    return begun.text + "".join(WRITERS[format](captions(), rest, begun))
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "jsonl"])
+def test_wherever_it_was_cut_it_goes_on_to_the_same_end(format: str) -> None:
+    whole = written(format, PICTURES)
+    kept = set()
+    for cut in range(len(whole) + 1):
+        assert gone_on(format, whole[:cut], PICTURES) == whole, whole[:cut]
+        kept.add(len(reread(captions(), format, whole[:cut]).done))
+    assert kept == {0, 1, 2, 3}  # the last is always written again
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "jsonl"])
+def test_pictures_with_an_error_are_tried_again(format: str) -> None:
+    failed = [PICTURES[0], Captioned(PICTURES[1].path, None, DataError("damaged")), *PICTURES[2:]]
+    order = [PICTURES[number] for number in (0, 2, 1, 3)]  # what was mended comes where it went on
+    assert gone_on(format, written(format, failed), PICTURES) == written(format, order)
+    new = Captioned(Path("five.jpg"), caption("a bee"), None)
+    assert gone_on(format, written(format, PICTURES), [new, *PICTURES]) == written(
+        format, [*PICTURES[:3], new, PICTURES[3]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("format", "there", "says"),
+    [
+        ("csv", "path,label,probability,error\na.png,dog,0.5,\n", "its columns are path, label, probability, error"),
+        ("csv", "path,caption,score,lang,error\na.png,dog\nb.png,dog\n", "line 2 has 2 columns, not 5"),
+        ("csv", 'path,caption,score,lang,error\na.png,"x"y,1,en,\nb.png,x,1,en,\n', "line 2: "),
+        ("jsonl", '{"path": "a.png"}\nsomething\n', "row 2 is none of a picture"),
+        ("jsonl", "[1]\n", "row 1 is none of a picture"),
+        ("json", '{"path": "a.png"}\n', "line 1 does not begin such a list"),
+    ],
+)
+def test_what_is_nothing_of_the_kind_is_told(format: str, there: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        reread(captions(), format, there)

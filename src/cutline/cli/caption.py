@@ -9,7 +9,8 @@ from typing import Literal
 import tyro
 
 from cutline.cli.arguments import parse
-from cutline.cli.pictures import find_model, named, output, write_all
+from cutline.cli.pictures import find_model, named
+from cutline.cli.sheet import Out, output, write_all
 from cutline.console import say
 from cutline.errors import ConfigError
 
@@ -29,6 +30,8 @@ class Caption:
     """Write them to this file instead of standard output."""
     force: bool = False
     """Replace that file if it is there."""
+    resume: bool = False
+    """Keep what that file, or what an interruption has left of it, says already, and caption the other pictures."""
     lang: str | None = None
     """Language (default: the model's first)."""
     num: int | None = None
@@ -57,12 +60,14 @@ def main(arguments: list[str]) -> int:
     given = parse(Caption, arguments, verb="caption")
     if given.attention and given.format not in ("json", "jsonl"):
         raise ConfigError(f"--attention has no place in {given.format}", fix="--format jsonl")
-    files, total = named(given.pictures, quiet=given.quiet)
-    model = given.model or find_model("captions", "CUTLINE_MODEL") or _in_the_box()
-    with output(given.out, given.force) as stream:
-        from cutline import writers
-        from cutline.predict import Options, load
+    from cutline import writers
+    from cutline.predict import Options, load
 
+    pictures = named(given.pictures, quiet=given.quiet)
+    model = given.model or find_model("captions", "CUTLINE_MODEL") or _in_the_box()
+    out = Out(given.out, given.format, given.force, given.resume)
+    with output(out, writers.captions(), quiet=given.quiet) as sheet:
+        missing = sheet.missing(pictures)
         options: Options = {
             "lang": given.lang,
             "num": given.num,
@@ -72,13 +77,10 @@ def main(arguments: list[str]) -> int:
             "attention": given.attention,
         }
         captioner = load(model, backend=given.backend, precision=given.precision, threads=given.threads)
-        results = captioner.caption_all(files, batch=given.batch, **options)
-        failed = write_all(
-            results, total=total, form=writers.captions(), format=given.format, stream=stream, doing="captioning",
-            quiet=given.quiet,
-        )  # fmt: skip
+        results = captioner.caption_all(missing.files, batch=given.batch, **options)
+        failed = write_all(results, sheet, total=missing.total, doing="captioning", quiet=given.quiet)
     if failed:
-        say(f"{failed} of {total or 'the'} pictures could not be captioned")
+        say(f"{failed} of {missing.total or 'the'} pictures could not be captioned")
     return 1 if failed else 0
 
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import glob
 import itertools
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from cutline.cli.arguments import parse
-from cutline.cli.pictures import Named, find_model, named, output, write_all
+from cutline.cli.pictures import Named, find_model, named
+from cutline.cli.sheet import Out, output, write_all
 from cutline.console import progress, say
 from cutline.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from cutline.classify import Classified
 
 Picture = str | Path | bytes
 
@@ -37,6 +41,8 @@ class Classify:
     """Write them to this file instead of standard output."""
     force: bool = False
     """Replace that file if it is there."""
+    resume: bool = False
+    """Keep what that file, or what an interruption has left of it, says already, and classify the other pictures."""
     sort: Path | None = None
     """Copy each picture into a folder of its class in this one. Nothing is ever written over."""
     move: bool = False
@@ -69,10 +75,9 @@ def main(arguments: list[str]) -> int:
     sort, quiet = given.sort, given.quiet
     pictures = _to_sort(given.pictures, sort, quiet=quiet) if sort else named(given.pictures, quiet=quiet)
     model = given.model or find_model("classes", "CUTLINE_CLASSIFIER") or _none()
-    with output(given.out, given.force) as stream:
-        failed = _classify(pictures, model, given, stream)
+    failed, total = _classify(pictures, model, given)
     if failed:
-        say(f"{failed} of {pictures.total or 'the'} pictures could not be {'sorted' if sort else 'classified'}")
+        say(f"{failed} of {total or 'the'} pictures could not be {'sorted' if sort else 'classified'}")
     return 1 if failed else 0
 
 
@@ -83,6 +88,10 @@ def _check(given: Classify) -> None:
         raise ConfigError(f"--top {given.top}", expected="1 or more")
     if not given.sort and (given.move or given.least is not None):
         raise ConfigError(f"--{'move' if given.move else 'least'} says how to sort", fix="--sort FOLDER")
+    if given.resume and given.move:
+        raise ConfigError(
+            "--resume takes the last picture again, and --move has taken it away", fix="--out ANOTHER FILE"
+        )
     if given.least is not None and not 0 <= given.least <= 1:
         raise ConfigError(f"--least {given.least:g}", expected="a probability, 0 to 1")
 
@@ -94,23 +103,31 @@ def _none() -> Path:
     )
 
 
-def _classify(pictures: Named, model: Path, given: Classify, stream: TextIO) -> int:
-    """Write the classes of the pictures, and sort them if that is wanted; how many failed."""
+def _classify(pictures: Named, model: Path, given: Classify) -> tuple[int, int | None]:
+    """Write the classes of the pictures, and sort them if that is wanted; how many failed, and of how many."""
     from cutline import writers
     from cutline.classify import load
-    from cutline.sorting import UNDO, sort_into
 
     classifier = load(model, backend=given.backend, precision=given.precision, threads=given.threads)
     top = min(given.top, len(classifier.classes))
-    results = classifier.classify_all(pictures.files, top=top, batch=given.batch)
-    write = partial(
-        write_all, total=pictures.total, form=writers.classes(top), format=given.format, stream=stream,
-        doing="classifying", quiet=given.quiet,
-    )  # fmt: skip
-    if not given.sort:
-        return write(results)
+    out = Out(given.out, given.format, given.force, given.resume)
+    with output(out, writers.classes(top), quiet=given.quiet) as sheet:
+        missing = sheet.missing(pictures)
+        results = classifier.classify_all(missing.files, top=top, batch=given.batch)
+        write = partial(write_all, sheet=sheet, total=missing.total, doing="classifying", quiet=given.quiet)
+        failed = _sort(results, write, given, classifier.classes) if given.sort else write(results)
+        return failed, missing.total
+
+
+def _sort(
+    results: Iterable[Classified], write: Callable[[Iterable[Classified]], int], given: Classify, classes: Sequence[str]
+) -> int:
+    """Put the pictures into folders as their results are written; how many failed."""
+    from cutline.sorting import UNDO, sort_into
+
+    assert given.sort
     least = LEAST if given.least is None else given.least
-    with sort_into(given.sort, classifier.classes, move=given.move, least=least) as sorting:
+    with sort_into(given.sort, classes, move=given.move, least=least) as sorting:
         for label, name in sorting.folders.items():
             if label != name:
                 say(f"the folder of {label!r} is {name}, a name that every file system takes", quiet=given.quiet)

@@ -1,4 +1,4 @@
-"""What the verbs share that say something of pictures: which pictures, with which model, and where to it is written."""
+"""What the verbs share that say something of pictures: which pictures, and with which model."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import re
 import sys
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import NamedTuple
 
-from cutline.console import Advance, progress, say
+from cutline.console import say
 from cutline.errors import ConfigError, ModelError
-
-if TYPE_CHECKING:
-    from cutline.writers import Form, R
-
 
 _KINDS = 5
 """Most endings that are told of files that are no pictures."""
@@ -98,63 +93,3 @@ def _written(bundle: Path) -> float:
         return (bundle / MANIFEST if bundle.is_dir() else bundle).stat().st_mtime
     except OSError:  # a link that leads nowhere, which is told when it is opened
         return 0.0
-
-
-def write_all(
-    results: Iterable[R], *, total: int | None, form: Form[R], format: str, stream: TextIO, doing: str, quiet: bool
-) -> int:
-    """Write each result as it comes, with a bar that says what is being done; how many have an error."""
-    from cutline.writers import WRITERS, bare
-
-    write = bare if format == "text" and total == 1 else WRITERS[format]
-    failed: list[R] = []
-    # On a terminal the results themselves show how far it is; a bar would only be written over.
-    shown = (total or 0) > 1 and not (stream is sys.stdout and stream.isatty())
-    bar = progress(doing, total or 0, "pictures") if shown and not quiet else nullcontext()
-    with bar as advance:
-        for piece in write(form, _watched(results, advance, failed)):
-            stream.write(piece)
-            stream.flush()
-    return len(failed)
-
-
-def _watched(results: Iterable[R], advance: Advance | None, failed: list[R]) -> Iterator[R]:
-    """The results as they pass, each counted, those with an error named."""
-    for result in results:
-        if result.error:
-            failed.append(result)
-            say(str(result.error.what))
-        if advance:
-            advance()
-        yield result
-
-
-@contextmanager
-def output(out: Path | None, force: bool) -> Iterator[TextIO]:
-    """Standard output, or a file that takes its name only once it is complete; what an interruption leaves is kept."""
-    if out is None:
-        # A file name that is not UTF-8 goes out as it came in.
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-        yield sys.stdout
-        return
-    if out.exists() and not out.is_file():
-        raise ConfigError(f"{out} is no file", expected="a file to write, for --out")
-    partial = out.with_name(out.name + ".partial")
-    for path in (out, partial):
-        if path.exists() and not force:
-            raise ConfigError(f"{path} is already there", fix="name another file, or --force to replace it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stream = partial.open("w", encoding="utf-8", errors="surrogateescape", newline="")
-    try:
-        with stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-    except BaseException:
-        if partial.stat().st_size:
-            say(f"what was written until then is in {partial}")
-        else:
-            partial.unlink()
-        raise
-    partial.replace(out)
