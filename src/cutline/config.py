@@ -6,6 +6,7 @@ import dataclasses
 import math
 import tomllib
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -366,6 +367,14 @@ def to_dict(config: Any) -> dict[str, Any]:
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
     return {key: plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def flat(tables: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Every value by its whole name: `{"training": {"rate": 1}}` is `{"training.rate": 1}`."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        found |= flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
+    return found
 
 
 def from_dict(tables: dict[str, Any], base: Config | None = None) -> Config:

@@ -316,7 +316,7 @@ def test_on_a_nearly_full_disk_it_goes_for_a_new_one(build: Build, monkeypatch: 
     def free(folder: Path) -> int:
         return 10**9 * (room[0] - len(saver.checkpoints.candidates()))
 
-    monkeypatch.setattr("cutline.engine.saver._free", free)
+    monkeypatch.setattr("cutline.engine.machine.disk_free", free)
     for step, best, trouble in ((1, 1, 0), (2, 1, 0), (3, 1, 30), (4, 1, 0)):
         state = {"progress": {"trouble": trouble, "best_step": best}}
         saver.save(Moment(step, best, state), {"model": {"w": torch.ones(5)}}, lambda: None)

@@ -35,7 +35,7 @@ from cutline.engine.ranks import Ranks, joined
 from cutline.engine.resume import resume, set_aside_failing
 from cutline.engine.runtime import keep_memory
 from cutline.engine.trainer import Progress, Trainer
-from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched, stop_signals
+from cutline.engine.watch import ATTEMPT, RUN, SPLIT, Watched, when_stopped
 from cutline.errors import ConfigError, CutlineError, DataError
 
 _FIRST_SAYS = 5.0
@@ -140,12 +140,8 @@ def _stop_noted(path: Path, step: int) -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
 
-    kept = {number: signal.signal(number, note) for number in stop_signals()}
-    try:
+    with when_stopped(note):
         yield
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)
 
 
 def _finish(config: Config, corpus: Corpus, path: Path, memory: int, quiet: bool) -> list[Mapping[str, Judgement]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -60,7 +59,7 @@ def dry_run(config: Config, *, quiet: bool = False) -> Estimate:
             f"there is not enough memory to try it: {str(error).splitlines()[0]}",
             fix="a smaller model (--hidden, --encoder), smaller pictures, or end what else uses memory",
         ) from None
-    first, free = stages[0], shutil.disk_usage(_existing(Path(config.output))).free
+    first, free = stages[0], machine.disk_free(Path(config.output))
     needs = Needs(*(max(of_stages) for of_stages in zip(*(astuple(each.needs) for each in stages), strict=True)))
     stored = max(each.stored for each in stages)
     features = f"; {stored / 1e9:.2f} GB of features in the cache, where they are not there" if stored else ""
@@ -208,7 +207,7 @@ class Needs:
 
     def check(self, place: Path) -> None:
         """Refuse to begin what could not be brought to its end."""
-        free, available = shutil.disk_usage(_existing(place)).free, machine.memory_available()
+        free, available = machine.disk_free(place), machine.memory_available()
         if self.disk > free:
             raise CutlineError(
                 f"the run needs {_size(self.disk)} of disk in {place}, {_size(free)} are free",
@@ -229,10 +228,6 @@ class Needs:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
-
-
-def _existing(path: Path) -> Path:
-    return next(each for each in [path.absolute(), *path.absolute().parents] if each.exists())
 
 
 def _step_seconds(trainer: Trainer, shares: Sequence[float]) -> tuple[list[float], int]:

@@ -342,8 +342,6 @@ def _is_own(key: str) -> bool:
     return key in OWN or key.startswith("health.")
 
 
-def _flat(tables: Tables, before: str = "") -> Tables:
-    flat: Tables = {}
-    for key, value in json.loads(json.dumps(tables, default=str)).items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
-    return flat
+def _flat(tables: Tables) -> Tables:
+    """As it comes back from the file."""
+    return configuration.flat(json.loads(json.dumps(tables, default=str)))

@@ -20,7 +20,7 @@ from cutline.engine.resume import adapt
 from cutline.engine.saver import Saver, Warn
 from cutline.engine.schedule import doubt
 from cutline.engine.trainer import Progress, Trainer
-from cutline.engine.watch import stop_signals
+from cutline.engine.watch import when_stopped
 from cutline.errors import DataError, ModelError
 
 SETBACKS = 3
@@ -299,9 +299,5 @@ def _stop_requested() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         asked = number
 
-    kept = {number: signal.signal(number, note) for number in stop_signals()}
-    try:
+    with when_stopped(note):
         yield lambda: asked
-    finally:
-        for number, handler in kept.items():
-            signal.signal(number, handler)

@@ -77,6 +77,12 @@ def memory_available(root: Path = ROOT) -> int:
     return max(0, min([int(psutil.virtual_memory().available), *(group.left for group in control_groups.memory(root))]))
 
 
+def disk_free(place: Path) -> int:
+    """Bytes left where this is, or will be once it is made."""
+    whole = place.absolute()
+    return shutil.disk_usage(next(each for each in (whole, *whole.parents) if each.exists())).free
+
+
 def die_first(root: Path = ROOT) -> None:
     """Where memory runs out, let the kernel end this process before the supervisor, which can start another."""
     file = root / "proc/self/oom_score_adj"

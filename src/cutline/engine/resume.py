@@ -116,7 +116,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
             found.append(f"{what} ({then['count']} {unit}, now {there['count']})")
     if before["world"] != now["world"]:
         found.append(f"{before['world']} processes learned together, now {now['world']}")
-    old, new = _flat(_whole(before["config"])), _flat(now["config"])
+    old, new = configuration.flat(_whole(before["config"])), configuration.flat(now["config"])
     compared = sorted(key for key in {*old, *new} - UNLEARNED if not key.startswith("health."))
     changed = [key for key in compared if old.get(key) != new.get(key)]
     return [*found, *(f"{key} was {old.get(key)!r}, now {new.get(key)!r}" for key in changed)]
@@ -128,13 +128,6 @@ def _whole(tables: Mapping[str, Any]) -> Mapping[str, Any]:
         return configuration.to_dict(configuration.from_dict(dict(tables)))
     except ConfigError:  # one is no longer there, or has another meaning: let the comparison say which
         return tables
-
-
-def _flat(tables: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tables.items():
-        flat |= _flat(value, f"{before}{key}.") if isinstance(value, dict) else {f"{before}{key}": value}
-    return flat
 
 
 FAILURES = 2

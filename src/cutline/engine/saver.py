@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -14,6 +13,7 @@ from typing import Any
 
 from cutline.config import TrainingConfig
 from cutline.console import go_on
+from cutline.engine import machine
 from cutline.engine.checkpoint import Checkpoint, Checkpoints, troubled
 from cutline.engine.journal import Journal
 from cutline.engine.snapshot import Snapshot, Tensors
@@ -185,17 +185,13 @@ class Saver:
 
     def _make_room(self, size: int, best: int, sound: int) -> None:
         """Where the disk is nearly full, remove what is beyond the promise first: newest, best and sound stay."""
-        if _free(self.checkpoints.folder) < size + SPARE_BYTES:
+        if machine.disk_free(self.checkpoints.folder) < size + SPARE_BYTES:
             gone = self.checkpoints.thin(best, sound)
             if gone:
                 self.journal.write("made_room", removed=[path.name for path in gone])
-            free = _free(self.checkpoints.folder)
+            free = machine.disk_free(self.checkpoints.folder)
             if free < size:
                 raise OSError(errno.ENOSPC, f"a checkpoint takes {size / 1e6:.0f} MB, {free / 1e6:.0f} MB are free")
-
-
-def _free(folder: Path) -> int:
-    return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
 
 
 def _words(error: OSError, folder: Path) -> str:

@@ -15,8 +15,10 @@ import signal
 import sys
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -46,6 +48,17 @@ def stop_signals() -> list[signal.Signals]:
     """Those after which a run saves and stops: Ctrl-C, SIGTERM, the end of its terminal unless nohup is for that."""
     hangs_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
     return [signal.SIGTERM, signal.SIGINT, *[signal.SIGHUP] * hangs_up]
+
+
+@contextlib.contextmanager
+def when_stopped(act: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Let those signals do this, for a while."""
+    kept = {number: signal.signal(number, act) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
 
 
 class Watched:

@@ -285,7 +285,7 @@ class Interval:
         return f"{self.mean:.1f}" if self.half is None else f"{self.mean:.1f} ± {self.half:.1f}"
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> Interval:
+def interval(values: Sequence[float]) -> Interval:
     """Of a figure that several seeds gave, by Student's t; of one alone, nothing is known but itself."""
     count = len(values)
     if not count:
@@ -293,22 +293,22 @@ def interval(values: Sequence[float], level: float = 0.95) -> Interval:
     mean = float(np.mean(values))
     if count == 1:
         return Interval(mean, None, 1)
-    half = _student(level, count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    half = _student(count - 1) * float(np.std(values, ddof=1)) / math.sqrt(count)
     return Interval(mean, half, count)
 
 
-def wilson(right: int, count: int, level: float = 0.95) -> tuple[float, float]:
+def wilson(right: int, count: int) -> tuple[float, float]:
     """Where the accuracy behind `right` of `count` lies, 0 to 100; it holds for few pictures and near both ends."""
     if not count:
         return 0.0, 100.0
-    z, share = _student(level, 10_000_000), right / count
+    z, share = _student(10_000_000), right / count
     middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
 
 
-def _student(level: float, freedom: int) -> float:
-    """How many standard errors to either side hold `level` of Student's t.
+def _student(freedom: int) -> float:
+    """How many standard errors to either side hold 95 % of Student's t.
 
     Seen from one root of `freedom` away, its density is a power of a cosine, which is easy to sum.
     """
@@ -316,4 +316,4 @@ def _student(level: float, freedom: int) -> float:
     angles = np.linspace(0, widest, 20_001)
     density = np.cos(angles) ** (freedom - 1)
     within = np.append(0, np.cumsum((density[1:] + density[:-1]) / 2))
-    return math.sqrt(freedom) * math.tan(float(np.interp(level, within / within[-1], angles)))
+    return math.sqrt(freedom) * math.tan(float(np.interp(0.95, within / within[-1], angles)))
