@@ -55,15 +55,32 @@ def events(run: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.slow
-def test_two_processes_learn_what_one_does(one: Path, two: Path) -> None:
-    """96 pictures in batches of 10, two batches a step: shares of 5 and 5, and of 3 and 3 in the last one."""
+def same_curve(one: Path, two: Path) -> None:
     steps = [[e for e in events(run) if e["kind"] == "step"] for run in (one, two)]
     assert len(steps[0]) == len(steps[1]) == 10
     for alone, together in zip(*steps, strict=True):
         for figure in ("loss", "norm"):
             assert together[figure] == pytest.approx(alone[figure], rel=TOLERANCE)
         assert together["rate"] == alone["rate"]
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does(one: Path, two: Path) -> None:
+    """96 pictures in batches of 10, two batches a step: shares of 5 and 5, and of 3 and 3 in the last one."""
+    same_curve(one, two)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_by_muon(
+    tmp_path: Path, still: Path, scenes_folder: Path, run_cutline: Run
+) -> None:
+    config = tmp_path / "muon.toml"
+    config.write_text(
+        still.read_text().replace("accumulate = 2", 'accumulate = 2\noptimizer = "muon"\nprecision = "fp32"')
+    )
+    same_curve(*(
+        trained(run_cutline, config, scenes_folder, tmp_path / str(count), "--processes", count) for count in (1, 2)
+    ))  # fmt: skip
 
 
 @pytest.mark.slow
