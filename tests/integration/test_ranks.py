@@ -76,8 +76,8 @@ def test_kernels_learn_by_muon_in_two_processes_as_in_one(
 ) -> None:
     """In an encoder that norms each picture by itself.
 
-    Its rectifiers tip over where floats are added up in another order: norms of gradients were equal to 7 digits at first
-    and to 3 at the end, losses to 5.
+    Its rectifiers tip over where floats are added up in another order: norms of gradients were equal to 7 digits at
+    first and to 3 at the end, losses to 5.
     """
     text = still.read_text().replace("accumulate = 2", 'accumulate = 2\noptimizer = "muon"')
     config = tmp_path / "muon.toml"
