@@ -190,6 +190,41 @@ def test_a_run_over_two_machines_ends_as_on_one(
     assert bool(resumed) == (fault != "none")
 
 
+def test_each_machine_looks_after_itself(
+    hosts: tuple[Host, Host], tmp_path: Path, scenes_folder: Path, config: Path
+) -> None:
+    """And what one of them told is told to whoever asks of the run."""
+    worried = tmp_path / "worried.toml"
+    worried.write_text(config.read_text() + "memory = 0.0001\ndisk_gb = 1e9\nsample_seconds = 0.2\n")
+    output = tmp_path / "runs"
+    command = torchrun(hosts[0], scenes_folder, worried, output)
+    logs = [tmp_path / "first.log", tmp_path / "second.log"]
+    processes = [host.start(command, log) for host, log in zip(hosts, logs, strict=True)]
+    name = hosts[1].name
+    wait_for("alert of the second machine", lambda: steps(output) > 0 and f"{name} memory" in asked(output))
+    assert {"memory", "disk"} <= asked(output).keys()
+    assert f"{name} disk" not in asked(output), "of the disk that they share the first tells"
+    for process, log in zip(processes, logs, strict=True):
+        assert process.wait(240) == 0, log.read_text()
+        assert log.read_text().count("of memory is in use") == 1
+        assert log.read_text().count("alert over: memory") == 1
+    assert not asked(output)
+    told = journal.entries(journal.of_machines(the_run(output))[name])
+    assert told[0]["kind"] == "started"
+    assert told[0]["host"] == name
+    seen = next(entry for entry in told if entry["kind"] == "health")
+    assert seen["memory_used"] > 0
+    assert "step" not in seen
+
+
+def asked(output: Path) -> dict[str, object]:
+    """The alerts that `cutline runs show` names."""
+    command = [sys.executable, "-m", "cutline", "runs", "show", str(the_run(output)), "--format", "json"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert shown.returncode == 0, shown.stderr
+    return dict(json.loads(shown.stdout)["alerts"])
+
+
 def resumed_at(output: Path) -> list[int]:
     return [entry["step"] for entry in journal.read(the_run(output)) if entry["kind"] == "resumed"]
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from cutline.cli import watch
 from cutline.cli.runs import main
@@ -237,6 +241,49 @@ def test_alerts_are_those_that_are_on(writer: Writer) -> None:
     writer.start()  # who starts looks again
     run.refresh()
     assert run.history.alerts == {}
+
+
+def test_other_machines_tell_of_themselves_while_the_run_is_on_them(writer: Writer) -> None:
+    other = Journal(writer.path, "node8")
+    other.path.write_text('{"time": 1, "kind": "alert", "name": "memory", "what": "of an earlier start"}\n')
+    writer.start()
+    run = Run(writer.path)
+    assert run.machines == {}
+    other.started()
+    other.write("health", memory_used=3_000_000_000, memory_total=4_000_000_000, gpus=[{"index": 1, "celsius": 71}])
+    other.write("alert", name="gpu1_heat", what="GPU 1 is hot", fix="cool it")
+    writer.journal.write("alert", name="disk", what="disk is low", fix="more of it")
+    run.refresh()
+    assert {name: alert["what"] for name, alert in run.alerts.items()} == {
+        "disk": "disk is low", "node8 gpu1_heat": "GPU 1 is hot",
+    }  # fmt: skip
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(watch.view(watch.Watched(run)))
+    shown = console.export_text()
+    assert "node8: memory 3.0 GB of 4.0 GB" in shown
+    assert "node8: GPU 1, 71 °C" in shown
+    assert "node8 gpu1_heat: GPU 1 is hot" in shown
+    other.write("alert_over", name="gpu1_heat")
+    run.refresh()
+    assert list(run.alerts) == ["disk"]
+    (writer.path / "journal-node8.jsonl").unlink()
+    run.refresh()
+    assert run.machines == {}
+
+
+def test_a_checkpoint_that_goes_while_it_is_looked_at(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer.start()
+    saved, look = writer.save(10), os.scandir
+
+    def late(path: Any) -> Any:
+        if Path(path) == saved:
+            monkeypatch.setattr("os.scandir", look)
+            shutil.rmtree(saved)
+        return look(path)
+
+    monkeypatch.setattr("os.scandir", late)
+    assert Run(writer.path).state
+    assert not saved.exists()
 
 
 def test_half_of_a_run_folder_is_still_told_of(tmp_path: Path) -> None:

@@ -262,6 +262,6 @@ def _facts(run: Run) -> dict[str, Text]:
     }
     if history.cause:
         facts["last failure"] = history.cause
-    for name, alert in history.alerts.items():
+    for name, alert in run.alerts.items():
         facts[f"alert {name}"] = f"{alert.get('what', '')}; to fix: {alert.get('fix', '')}"
     return {name: Text(line) if isinstance(line, str) else line for name, line in facts.items()}

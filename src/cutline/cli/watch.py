@@ -133,7 +133,7 @@ def line(watched: Watched) -> str:
         parts.append(f"saved at {run.saved[0].step}")
     if history.restarts:
         parts.append(count(history.restarts, "restart"))
-    parts += [f"alert {name}: {alert.get('what', '')}" for name, alert in history.alerts.items()]
+    parts += [f"alert {name}: {alert.get('what', '')}" for name, alert in run.alerts.items()]
     if run.state == "failed":
         parts.append(history.cause)
     return ", ".join(parts)
@@ -164,7 +164,10 @@ def view(watched: Watched) -> Group:
         add_row(table, "saved", f"step {newest.step}, {age(run.now - newest.time)} ago, {size(newest.bytes)}")
     for index, text in enumerate(_health(history.health)):
         add_row(table, "" if index else "machine", text)
-    for name, alert in history.alerts.items():
+    for host, other in run.machines.items():
+        for text in _health(other.health):
+            add_row(table, "", f"{host}: {text}")
+    for name, alert in run.alerts.items():
         what = Text(f"{name}: {alert.get('what', '')}", style="bold red")
         add_row(table, "alert", what.append(f"\nto fix: {alert.get('fix', '')}", style="not bold"))
     if run.state == "failed":

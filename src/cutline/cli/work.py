@@ -6,9 +6,11 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -113,12 +115,15 @@ def _train(given: Any, config: Config, ranks: Ranks, path: Path) -> None:
             fix="put them back; or --new for a new run",
         )
     at, corpus, peak = None, None, 0
-    with contextlib.closing(Alerts(path, config.health, Journal(path))) as alerts:
+    journal = Journal(path, "" if ranks.first else socket.gethostname())
+    if ranks.local == 0 and not ranks.first:
+        journal.started()
+    with contextlib.closing(Alerts(path, config.health, journal)) as alerts:
         for stage in range(first, stages):
             at, corpus, config = _learn_stage(given, config, ranks, path, stage, at, begun and stage == first, alerts)
             gc.collect()  # the stage's model and optimizer, that the next one may have their memory
             peak = max(peak, machine.peak_memory() or 0)
-        if ranks.first:
+        if ranks.local == 0:
             alerts.over()
     if ranks.first:
         assert at
@@ -222,15 +227,22 @@ def _prepared_in_turn(
 
 
 def _learn(given: Any, trainer: Trainer, quiet: bool, alerts: Alerts) -> None:
-    """The loop, with someone to look after the machine beside it."""
+    """The loop, with someone to look after each machine beside it."""
     machine.forget_peak_memory()  # making features may have taken more than learning from them does
-    health, journal = trainer.task.config.health, Journal(trainer.run)
     sinks = [tensorboard(trainer.run / "tensorboard")] if given.tensorboard and trainer.ranks.first else []
     loop = Loop(trainer, alerts, *sinks, quiet=quiet)
-    figures = partial(_figures, loop)
-    gpus = _gpus(trainer)  # others are somebody else's business
-    with Health(trainer.run, health, journal, alerts, figures, gpus) if trainer.ranks.first else nullcontext():
+    with _watch(loop, alerts) if trainer.ranks.local == 0 else nullcontext():
         loop.train()
+
+
+def _watch(loop: Loop, alerts: Alerts) -> Health:
+    """Of this machine; what all of them share, such as the disk and the newest checkpoint, the first one looks at."""
+    trainer = loop.trainer
+    config, figures = trainer.task.config.health, partial(_figures, loop)
+    if not trainer.ranks.first:
+        config, figures = replace(config, disk_gb=0), partial(_own_figures, loop)
+    gpus = _gpus(trainer)  # others are somebody else's business
+    return Health(trainer.run, config, alerts.journal, alerts, figures, gpus)
 
 
 def _gpus(trainer: Trainer) -> Collection[int] | None:
@@ -244,3 +256,7 @@ def _gpus(trainer: Trainer) -> Collection[int] | None:
 
 def _figures(loop: Loop) -> dict[str, float]:
     return loop.figures() | {"restarts": int(os.environ.get(ATTEMPT, "0"))}
+
+
+def _own_figures(loop: Loop) -> dict[str, float]:
+    return {name: value for name, value in loop.figures().items() if name == "loader_wait_share"}

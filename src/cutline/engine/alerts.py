@@ -49,7 +49,7 @@ class Alerts:
         self._lock = Lock()
         self._told: set[str] = set()
         # Of the processes before this one, too: who was told that something began is told when it is over.
-        self._open = _left_open(run)
+        self._open = _left_open(journal)
         self._couriers = [_Courier(name, way, journal) for name, way in ways(config)]
 
     def __call__(self, name: str, what: str, fix: str) -> None:
@@ -101,9 +101,9 @@ def ways(config: HealthConfig) -> list[tuple[str, Callable[[bytes], None]]]:
     return found
 
 
-def _left_open(run: Path) -> set[str]:
+def _left_open(journal: Journal) -> set[str]:
     found: set[str] = set()
-    for entry in journals.read(run):
+    for entry in journals.entries(journal.path):
         if entry["kind"] == "alert":
             found.add(str(entry.get("name")))
         elif entry["kind"] == "alert_over":

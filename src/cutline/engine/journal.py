@@ -2,7 +2,8 @@
 
 Beside it stands `events.jsonl`, what the run has learned: that is a function of its settings and data and comes out the
 same, byte for byte, however often the run was interrupted. The journal is the story of those interruptions, so it is
-only ever added to, by every process that has to do with the run.
+only ever added to, by every process that has to do with the run and is on its first machine. The others have a journal
+each: a disk that machines share does not keep apart what two of them append to one file.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ NAME = "journal.jsonl"
 
 
 class Journal:
-    """Appends to `RUN/journal.jsonl`; several processes may, at the same time."""
+    """Appends to `RUN/journal.jsonl`, or to that of another machine; several processes may, at the same time."""
 
-    def __init__(self, run: Path) -> None:
-        self.path = run / NAME
+    def __init__(self, run: Path, machine: str = "") -> None:
+        self.path = run / (f"journal-{machine}.jsonl" if machine else NAME)
 
     def write(self, kind: str, **values: Any) -> bool:
         """False when it could not be written, as on a full disk: no run ends because of its journal."""
@@ -47,17 +48,25 @@ class Journal:
         self.write("started", pid=os.getpid(), host=socket.gethostname(), **values)
 
 
+def of_machines(run: Path) -> dict[str, Path]:
+    """The journals of the machines that are not the first, by their names."""
+    return {path.stem.removeprefix("journal-"): path for path in sorted(run.glob("journal-*.jsonl"))}
+
+
 def read(run: Path) -> list[dict[str, Any]]:
-    """All whole entries, oldest first; a line that was cut short is left out."""
-    path = run / NAME
+    """All whole entries of the first machine, oldest first; a line that was cut short is left out."""
+    return entries(run / NAME)
+
+
+def entries(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    entries = []
+    found = []
     for line in path.read_bytes().splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if isinstance(entry, dict) and "kind" in entry:
-            entries.append(entry)
-    return entries
+            found.append(entry)
+    return found

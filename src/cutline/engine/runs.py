@@ -88,6 +88,8 @@ class History:
     """Why processes ended badly the last time that they did."""
     first: float = math.nan
     last: float = math.nan
+    begun: float = math.nan
+    """When the work on it last began."""
     spent: float = 0.0
     """Seconds from each start to the last entry that followed it."""
     plan: Entry = field(default_factory=dict)
@@ -109,7 +111,7 @@ class History:
         if kind not in UNREMARKABLE:
             self.story.append(entry)
         if kind == "started":
-            self.starts, self.ended = self.starts + 1, ""
+            self.starts, self.ended, self.begun = self.starts + 1, "", self.last
             self.pid, self.host = entry.get("pid"), str(entry.get("host", ""))
             self.alerts.clear()  # whoever starts looks again
         elif kind == "training":
@@ -217,23 +219,37 @@ class Run:
             self.metric = "accuracy" if settings.get("task") == "classes" else "cider"
         self.ending = {"cider": "_cider", "bleu4": "_bleu_4"}.get(self.metric, self.metric)
         """What that score's name ends with in a validation; that of captions has the language before it."""
-        self._journal = Tail(self.path / journal.NAME)
-        self.history = History()
+        self._told: dict[Path, tuple[Tail, History]] = {}
         self.curve = Curve(self.path / "events.jsonl")
         self.refresh()
         self.to_dict()  # so that all that is asked of it later makes sense
 
     def refresh(self) -> None:
         worked_on = held(self.path)  # before the journal: who has let go of it has written its last entry
-        added = self._journal.added()
-        if added is None:
-            self.history, added = History(), self._journal.added()
-        for entry in added or ():
-            self.history.add(entry)
+        self.history = self._history(self.path / journal.NAME)
+        others = {name: self._history(path) for name, path in journal.of_machines(self.path).items()}
+        self.machines = {name: each for name, each in others.items() if each.last >= self.history.begun}
+        """What the machines beside the first tell of themselves, since the work last began."""
         self.curve.refresh()
         self.now = time.time()
         self.state = self._state(worked_on)
         self.saved = _saved(self.path)
+
+    def _history(self, path: Path) -> History:
+        tail, history = self._told.setdefault(path, (Tail(path), History()))
+        added = tail.added()
+        if added is None:  # it is no longer what was read
+            tail, history = self._told[path] = (Tail(path), History())
+            added = tail.added()
+        for entry in added or ():
+            history.add(entry)
+        return history
+
+    @property
+    def alerts(self) -> dict[str, Entry]:
+        """Those that are on, by name; those of another machine with its name before theirs."""
+        machines = self.machines.items()
+        return self.history.alerts | {f"{host} {name}": a for host, each in machines for name, a in each.alerts.items()}
 
     @property
     def total(self) -> int | None:
@@ -337,7 +353,7 @@ class Run:
             and {"step": newest.step, "age": round(self.now - newest.time, 1), "bytes": newest.bytes},
             "starts": history.starts, "restarts": history.restarts, "cause": history.cause,
             "alerts": {name: {k: v for k, v in alert.items() if k in ("what", "fix")}
-                       for name, alert in history.alerts.items()},
+                       for name, alert in self.alerts.items()},
             "began": None if math.isnan(history.first) else history.first, "active": round(self.active, 1),
             "seconds_spent": round(self.spent, 1), "seconds_left": self.left and round(self.left, 1),
         }  # fmt: skip
@@ -357,8 +373,10 @@ def _whole(value: object) -> int | None:
 
 
 def size_of(path: Path) -> int:
-    """Bytes in a file or folder."""
-    return sum(_size(file) for file in (path.rglob("*") if path.is_dir() else [path]))
+    """Bytes in a file or folder, which may go while it is looked at."""
+    if not path.is_dir():
+        return _size(path)
+    return sum(_size(Path(folder, name)) for folder, _, names in os.walk(path) for name in names)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -396,6 +414,6 @@ def _time(path: Path) -> float:
 
 def _size(path: Path) -> int:
     try:
-        return path.lstat().st_size if not path.is_dir() else 0
+        return path.lstat().st_size
     except OSError:
         return 0
