@@ -123,7 +123,7 @@ def _table(form: Form[Any], lines: Sequence[str]) -> Iterator[_Row]:
     reader = csv.reader(lines, strict=True)
     try:
         if (header := next(reader, [])) and header != _header(form):
-            raise ValueError(f"its columns are {', '.join(header)}, and not {', '.join(_header(form))}")
+            raise ValueError(f"its first line does not name the columns {', '.join(_header(form))}")
         start = reader.line_num
         for row in reader:
             if len(row) != len(header):

@@ -229,7 +229,7 @@ def test_what_cannot_be_gone_on_with_is_told_and_kept(run_cutline, bundle: Path,
         ((), "--resume goes on with a file"),
         (("--out", out), "--resume needs rows that say whose they are"),
         (("--out", out, "--format", "csv", "--force"), "--resume keeps what is there, and --force does not"),
-        (("--out", out, "--format", "csv"), f"{out}: its columns are name, price"),
+        (("--out", out, "--format", "csv"), f"{out}: its first line does not name the columns path, caption"),
     ):
         refused = run_cutline(*options, *more)
         assert refused.returncode == 2
