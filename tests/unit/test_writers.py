@@ -172,7 +172,11 @@ def test_pictures_with_an_error_are_tried_again(format: str) -> None:
 @pytest.mark.parametrize(
     ("format", "there", "says"),
     [
-        ("csv", "path,label,probability,error\na.png,dog,0.5,\n", "does not name the columns path, caption, score, lang, error"),
+        (
+            "csv",
+            "path,label,probability,error\na.png,dog,0.5,\n",
+            "does not name the columns path, caption, score, lang, error",
+        ),
         ("csv", "path,caption,score,lang,error\na.png,dog\nb.png,dog\n", "line 2 has 2 columns, not 5"),
         ("csv", 'path,caption,score,lang,error\na.png,"x"y,1,en,\nb.png,x,1,en,\n', "line 2: "),
         ("jsonl", '{"path": "a.png"}\nsomething\n', "row 2 is none of a picture"),
