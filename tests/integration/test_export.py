@@ -229,10 +229,13 @@ def test_the_card_has_the_scores_of_the_weights_that_it_goes_with(of: ModuleType
     scored = [{"en_cider": 10.0 * step, "accuracy": 10.0 * step, "best": step == 2, "step": step} for step in (1, 2, 3)]
     lines = [json.dumps({"kind": "validation", **each}) + "\n" for each in scored]
     (tmp_path / "events.jsonl").write_text("".join(lines))
+    (tmp_path / "config.toml").write_text("search.beam = 4")
 
     def told(step: int | None) -> list[float]:
-        tables = of.card(tmp_path, Config(), step=step).items()
-        return [value for title, table in tables if title.startswith("Validation") for value in table.values()]
+        chosen = Config(search=SearchConfig(beam=20))
+        tables = [t for title, t in of.card(tmp_path, chosen, step=step).items() if title.startswith("Validation")]
+        assert of is finish_classes or all(table["search"] == "4 beams" for table in tables)  # not of the end
+        return [value for table in tables for value in table.values() if isinstance(value, float)]
 
     assert told(None) == told(2) == [20.0]
     assert told(3) == [30.0]

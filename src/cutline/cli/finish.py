@@ -78,6 +78,7 @@ def card(run: Path, config: Config, about: str = "", step: int | None = None) ->
 
     It is of the weights of this `step`, or of the best.
     """
+    from cutline.engine import folder
     from cutline.engine.events import best_validation
 
     decoder = config.decoder
@@ -91,8 +92,10 @@ def card(run: Path, config: Config, about: str = "", step: int | None = None) ->
         }
     }
     if best := best_validation(run / "events.jsonl", step):
-        facts["Validation scores (0 to 100)"] = {
-            key: value for key, value in best.items() if key.endswith(("_bleu_4", "_cider", "_rouge_l"))
+        search = folder.settings(run).search  # that of the run, and not what was chosen in the end
+        facts["Validation scores that chose its weights (0 to 100)"] = {
+            "search": f"{search.beam} beams" if search.method == "beam" and search.beam > 1 else search.method,
+            **{key: value for key, value in best.items() if key.endswith(("_bleu_4", "_cider", "_rouge_l", "_count"))},
         }
     facts["Limits"] = (
         "It knows what its training pictures showed and no more, and is sure of itself all the same: of other pictures "
