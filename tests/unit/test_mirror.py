@@ -31,6 +31,26 @@ def test_french_right_as_a_direction_or_of_a_thing() -> None:
     assert mirrored("le côté droit", "fr") == "le côté gauche"
 
 
+@pytest.mark.parametrize(
+    ("lang", "text"),
+    [
+        ("en", "a dog runs right behind another"),
+        ("en", "a man sitting Right next to a dog left alone"),
+        ("en", "a trail of water left by a boat that has left a mark"),
+        ("fr", "un homme qui se tient droit regarde tout droit"),
+        ("fr", "une fille assise droite"),
+        ("es", "un hombre camina derecho"),
+    ],
+)
+def test_what_is_no_side_stays(lang: str, text: str) -> None:
+    assert mirrored(text, lang) == text
+
+
+def test_sides_beside_what_is_none() -> None:
+    turned = mirrored("the dog on the left behind the one that is right beside a man to his right", "en")
+    assert turned == "the dog on the right behind the one that is right beside a man to his left"
+
+
 def test_unknown_languages_are_known_to_be_unknown() -> None:
     assert can_mirror("de")
     assert not can_mirror("ja")

@@ -25,6 +25,14 @@ def _table(pairs: list[tuple[str, str]]) -> dict[str, str]:
 
 
 _SWAPS = {lang: _table(pairs) for lang, pairs in _PAIRS.items()}
+_NO_SIDES = {
+    "en": r"\b(?:has|have|had|having|just) left\b"
+    r"|\b(?!(?:the|his|her|its|their|my|your|our|to|on|from|far|top|bottom|upper|lower)\b)\w+ (?:left|right) "
+    r"(?:behind|beside|alongside|next|after|before|above|below|outside|where|away|now|alone|by|up|through|towards?)\b",
+    "fr": r"\b(?:tout|toute|bien|debout|assise?|tient|tiennent|tenant) droite?s?\b",
+    "es": r"\b(?:todo|muy|bien|camina|sigue) derech[oa]s?\b",
+}
+"""Where the words mean something else: "left behind", "right next to", "tout droit"."""
 _WORD = re.compile(r"\w+")
 """Parts of compounds are words of their own: "top-left", "left-hand"."""
 
@@ -35,13 +43,14 @@ def can_mirror(lang: str) -> bool:
 
 def mirrored(text: str, lang: str) -> str:
     """The caption of the mirrored picture."""
-    swaps = _SWAPS[lang]
+    swaps, text = _SWAPS[lang], unicodedata.normalize("NFC", text)  # or an accent would be no part of its word
+    no_sides = [found.span() for found in re.finditer(_NO_SIDES.get(lang, r"(?!)"), text, re.IGNORECASE)]
 
     def swap(match: re.Match[str]) -> str:
         word = match[0]
         other = swaps.get(word.lower())
-        if other is None:
+        if other is None or any(start <= match.start() < end for start, end in no_sides):
             return word
         return other.capitalize() if word[:1].isupper() else other
 
-    return _WORD.sub(swap, unicodedata.normalize("NFC", text))  # or an accent would be no part of its word
+    return _WORD.sub(swap, text)
